@@ -1,0 +1,1 @@
+"""fastagi_pool: a pre-forking FastAGI server for Asterisk."""

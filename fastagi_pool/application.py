@@ -1,0 +1,199 @@
+"""Application: configuration, routes and handlers put together, ready to serve or to be refused.
+
+Laws:
+    * All that is wrong is found in one go and said with file, line and key.
+    * Handlers are imported here and nowhere else, in a process that may die of it: a loader or
+      ``fastagi-pool check``, never the master.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Final
+
+from fastagi_pool.config import Config, LoadedConfig
+from fastagi_pool.config import Database as DatabaseConfig
+from fastagi_pool.config import Route as RouteConfig
+from fastagi_pool.context import Context
+from fastagi_pool.database import DatabaseSettings
+from fastagi_pool.dispatch import Handler
+from fastagi_pool.errors import ConfigError, Problem
+from fastagi_pool.routes import Route, RouteKind, RouteTable
+
+#: Files that a worker needs besides its calls: logs, pipes, libraries that open something.
+_SPARE_DESCRIPTORS: Final = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Application:
+    """All that a worker needs to serve.
+
+    Attributes:
+        config: The configuration.
+        table: The routes.
+        handlers: The handler of each route, by the route's name.
+        setups: ``setup`` of each handler module that has one, each once, in the order of routes.
+        teardowns: ``teardown`` likewise.
+        databases: What to connect to.
+    """
+
+    config: Config
+    table: RouteTable
+    handlers: Mapping[str, Handler]
+    setups: tuple[Callable[[Context], object], ...]
+    teardowns: tuple[Callable[[Context], object], ...]
+    databases: tuple[DatabaseSettings, ...]
+
+    @property
+    def descriptors(self) -> int:
+        """File descriptors that one worker may need at once."""
+        connections = sum(settings.pool_size for settings in self.databases)
+        return self.config.calls_per_worker + connections + len(self.config.listen) + _SPARE_DESCRIPTORS
+
+
+def assemble(loaded: LoadedConfig) -> Application:
+    """Build the application that a configuration describes.
+
+    Adds ``python_path`` to the module search path and imports every handler.
+
+    Raises:
+        ConfigError: Routes that can never be chosen, handlers that cannot be imported or called.
+    """
+    config = loaded.config
+    problems: list[Problem] = []
+    table = _table(loaded, problems)
+    for folder in reversed(config.python_path):
+        if str(folder) not in sys.path:
+            sys.path.insert(0, str(folder))
+    handlers: dict[str, Handler] = {}
+    modules: dict[str, ModuleType] = {}
+    for place, route in enumerate(config.routes):
+        try:
+            module = import_module(route.handler)
+            handlers[route.name] = find_handler(module, route.handler)
+            modules[module.__name__] = module
+        except _HandlerFault as fault:
+            problems.append(loaded.problem(("routes", place, "handler"), str(fault)))
+    hooks = {name: tuple(_hooks(modules.values(), name)) for name in ("setup", "teardown")}
+    if problems:
+        raise ConfigError(problems)
+    databases = tuple(database_settings(name, each) for name, each in config.databases.items())
+    return Application(config, table, handlers, hooks["setup"], hooks["teardown"], databases)
+
+
+def _table(loaded: LoadedConfig, problems: list[Problem]) -> RouteTable:
+    routes = [build_route(route, loaded.config) for route in loaded.config.routes]
+    table = RouteTable(routes)
+    for later, earlier in table.shadowed():
+        problems.append(
+            loaded.problem(
+                ("routes", later),
+                f"this route can never be chosen: {routes[earlier]} takes all its calls",
+                "give it a higher priority, or take one of them out",
+            )
+        )
+    return table
+
+
+def build_route(route: RouteConfig, config: Config) -> Route:
+    """Turn one configured route into an entry of the table."""
+    kinds = {
+        RouteKind.SCRIPT: route.script,
+        RouteKind.GLOB: route.glob,
+        RouteKind.REGEX: route.regex,
+    }
+    kind = next((kind for kind, pattern in kinds.items() if pattern is not None), RouteKind.DEFAULT)
+    limits = config.limits
+    return Route(
+        name=route.name,
+        kind=kind,
+        pattern=kinds.get(kind) or "",
+        handler=route.handler,
+        query=route.query,
+        arguments=route.arguments,
+        context=route.context,
+        priority=route.priority,
+        options=route.options,
+        databases=tuple(route.databases),
+        script_timeout_s=limits.script_timeout if route.script_timeout is None else route.script_timeout,
+        idle_timeout_s=limits.idle_timeout if route.idle_timeout is None else route.idle_timeout,
+    )
+
+
+def database_settings(name: str, database: DatabaseConfig) -> DatabaseSettings:
+    """Turn one configured database into what ``database.Database`` takes."""
+    return DatabaseSettings(
+        name=name,
+        urls=database.urls,
+        password=database.password,
+        pool_size=database.pool_size,
+        pool_timeout_s=database.pool_timeout,
+        idle_ping_s=database.idle_ping,
+        max_age_s=database.max_age,
+        connect_timeout_s=database.connect_timeout,
+        read_timeout_s=database.read_timeout,
+        write_timeout_s=database.write_timeout,
+        required_at_boot=database.required_at_boot,
+    )
+
+
+# --- handlers
+
+
+class _HandlerFault(Exception):
+    """Why a handler cannot be used, in one line."""
+
+
+def import_module(handler: str) -> ModuleType:
+    """Import the module of ``package.module:function``, whatever it does meanwhile."""
+    name = handler.partition(":")[0]
+    try:
+        return importlib.import_module(name)
+    except SyntaxError as error:
+        raise _HandlerFault(f"cannot import {name}: {error.filename}:{error.lineno}: {error.msg}") from error
+    except ModuleNotFoundError as error:
+        hint = "; is its folder in python_path?" if error.name and name.startswith(error.name) else ""
+        raise _HandlerFault(f"cannot import {name}: {error}{hint}") from error
+    except BaseException as error:
+        # A module that exits or raises anything at import must not take the loader with it.
+        if isinstance(error, KeyboardInterrupt):
+            raise
+        raise _HandlerFault(f"cannot import {name}: {_where(error)}{type(error).__name__}: {error}") from error
+
+
+def find_handler(module: ModuleType, handler: str) -> Handler:
+    """Find the function of ``package.module:function`` and check that it can be called."""
+    name = handler.partition(":")[2]
+    function: Any = module
+    for part in name.split("."):
+        function = getattr(function, part, None)
+    if function is None:
+        raise _HandlerFault(f"{module.__name__} ({module.__file__}) has no {name}")
+    if not callable(function):
+        raise _HandlerFault(f"{handler} is not a function")
+    if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
+        raise _HandlerFault(f"{handler} is async or a generator: write it as a plain function, gevent switches")
+    try:
+        inspect.signature(function).bind(None, None)
+    except TypeError as error:
+        raise _HandlerFault(f"{handler} must take (call, context): {error}") from error
+    except ValueError:
+        pass  # Some callables have no signature to look at.
+    found: Handler = function
+    return found
+
+
+def _where(error: BaseException) -> str:
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+
+
+def _hooks(modules: Any, name: str) -> list[Callable[[Context], object]]:
+    hooks = (getattr(module, name, None) for module in modules)
+    return [hook for hook in hooks if callable(hook)]

@@ -1,0 +1,356 @@
+"""The command line: the composition root, where the parts meet and where the process ends.
+
+Laws:
+    * Only here is the environment read, and only here does anything exit.
+    * Users see one line that says what to do, never a traceback.
+    * The process that becomes the master imports neither gevent nor SQLAlchemy nor a handler; what
+      needs them is imported inside the function that does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from time import monotonic
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
+
+import click
+from rich.console import Console
+from rich.table import Table
+from setproctitle import setproctitle
+
+from fastagi_pool.errors import OperatorError
+from fastagi_pool.master import Master, MasterOptions
+from fastagi_pool.messages import Channel
+from fastagi_pool.protocol import Request
+from fastagi_pool.status import PoolStatus, read_status
+from fastagi_pool.testing import AgiStatus, Caller, environment, play_call
+from fastagi_pool.version import VERSION
+
+if TYPE_CHECKING:
+    from fastagi_pool.application import Application
+    from fastagi_pool.config import LoadedConfig
+
+DEFAULT_CONFIG: Final = "/etc/fastagi-pool/fastagi-pool.yaml"
+#: What a command ends with when the operator's input cannot be used; 1 is for what went wrong later.
+EXIT_INPUT: Final = 2
+#: ``status`` and ``call``: nobody is there. As in the LSB's table for init scripts.
+EXIT_NOT_RUNNING: Final = 3
+
+_Command = TypeVar("_Command", bound=Callable[..., object])
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where the configuration comes from.
+
+    Attributes:
+        path: The file.
+        demo: Whether to take the embedded demonstration instead.
+    """
+
+    path: str
+    demo: bool
+
+    def load(self) -> LoadedConfig:
+        """Read it.
+
+        Raises:
+            ConfigError: It cannot be run.
+        """
+        from fastagi_pool.config import load, load_text
+
+        if not self.demo:
+            return load(Path(self.path), os.environ)
+        package = Path(__file__).parent
+        folder = _demo_folder()
+        environment: Mapping[str, str] = {**os.environ, "DEMO_FOLDER": str(folder)}
+        return load_text((package / "demo.yaml").read_text(), "demo.yaml", package, environment)
+
+    def assemble(self) -> Application:
+        """Load it, with its routes and handlers.
+
+        Raises:
+            ConfigError: It cannot be run.
+        """
+        from gevent import monkey
+
+        monkey.patch_all(os=False, signal=False)
+        from fastagi_pool.application import assemble
+
+        return assemble(self.load())
+
+
+def _demo_folder() -> Path:
+    """Return this user's folder for what the demonstration writes; made if missing."""
+    folder = Path(tempfile.gettempdir()) / f"fastagi-pool-demo-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
+        raise OperatorError(f"{folder} belongs to somebody else")
+    return folder
+
+
+def _with_source(command: _Command) -> _Command:
+    """Give a command the options that say where the configuration comes from."""
+    command = click.option("--demo", is_flag=True, help="Use the embedded demonstration instead of a file.")(command)
+    return click.option(
+        "-c", "--config", "path", default=DEFAULT_CONFIG, show_default=True, metavar="FILE", help="The YAML file."
+    )(command)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION, prog_name="fastagi-pool")
+def cli() -> None:
+    """A pre-forking FastAGI server for Asterisk."""
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    try:
+        cli.main(standalone_mode=False)
+    except click.exceptions.Exit as ended:
+        sys.exit(ended.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        sys.exit(130)
+    except OperatorError as error:
+        click.echo(str(error), err=True)
+        sys.exit(EXIT_INPUT)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+# --- run
+
+
+@cli.command()
+@_with_source
+def run(path: str, demo: bool) -> None:
+    """Run the server in the foreground until a signal ends it.
+
+    TERM and QUIT let calls in progress finish, INT ends them, HUP reloads configuration and code,
+    USR1 reopens the logs, TTIN and TTOU change the number of workers by one.
+    """
+    source = Source(path, demo)
+    greeting = ["Place a call from a second terminal:  fastagi-pool call hello"] if demo else []
+
+    def be_loader(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
+        from gevent import monkey
+
+        monkey.patch_all(os=False, signal=False)
+        from fastagi_pool.loader import run_loader
+
+        return run_loader(channel, bell_fd, lifeline_fd, source.load, greeting)
+
+    def serving(greeting: list[str], addresses: list[str]) -> None:
+        click.echo(f"fastagi-pool {VERSION} listens on {', '.join(addresses)}; Ctrl-C ends it.")
+        for line in greeting:
+            click.echo(line)
+
+    options = MasterOptions(
+        loader=be_loader,
+        report=lambda text: click.echo(text, err=True),
+        serving=serving,
+        inherited=_inherited_sockets(os.environ),
+        set_title=setproctitle,
+    )
+    sys.exit(Master(options).run())
+
+
+def _inherited_sockets(environment: Mapping[str, str]) -> tuple[int, ...]:
+    """Find the sockets that systemd opened for this process. Source: sd_listen_fds(3)."""
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return ()
+    return tuple(range(3, 3 + int(environment.get("LISTEN_FDS", "0"))))
+
+
+# --- check and routes
+
+
+@cli.command()
+@_with_source
+@click.option("--print", "show", is_flag=True, help="Print the effective configuration, passwords masked.")
+@click.option("--db", "databases", is_flag=True, help="Connect to the databases and compare with their limits.")
+def check(path: str, demo: bool, show: bool, databases: bool) -> None:
+    """Check configuration, routes and handlers: exit code 0 if it can be run, 2 if not."""
+    source = Source(path, demo)
+    application = source.assemble()
+    if show:
+        from fastagi_pool.config import effective
+
+        click.echo(effective(application.config), nl=False)
+    if databases and not _check_databases(application):
+        sys.exit(EXIT_INPUT)
+    if not show:
+        name = "the demonstration" if demo else path
+        click.echo(f"{name}: good, {len(application.table.routes)} routes")
+
+
+def _check_databases(application: Application) -> bool:
+    from fastagi_pool.database import Database, connection_report, server_limits
+    from fastagi_pool.errors import DatabaseUnavailable
+
+    workers = application.config.worker_count(len(os.sched_getaffinity(0)))
+    good = True
+    for settings in application.databases:
+        database = Database(settings)
+        try:
+            database.open()
+            report = connection_report(settings, server_limits(database.engine), workers)
+        except DatabaseUnavailable as error:
+            click.echo(str(error), err=True)
+            good = False
+            continue
+        finally:
+            database.close()
+        for line in report:
+            click.echo(f"database {settings.name!r}: {line}", err=True)
+        good = good and not report
+        if not report:
+            click.echo(f"database {settings.name!r}: good")
+    return good
+
+
+@cli.group(invoke_without_command=True)
+@_with_source
+@click.pass_context
+def routes(context: click.Context, path: str, demo: bool) -> None:
+    """List the routes in the order in which they are tried."""
+    context.obj = Source(path, demo)
+    if context.invoked_subcommand is not None:
+        return
+    table = Table("route", "takes", "and only if", "priority", "handler", box=None, header_style="bold")
+    for route in context.obj.assemble().table.routes:
+        conditions = ", ".join(" ".join(map(str, condition)) for condition in route.conditions)
+        takes = f"{route.kind.value} {route.pattern}".strip()
+        table.add_row(route.name, takes, conditions, str(route.priority), route.handler)
+    _console().print(table)
+
+
+@routes.command()
+@click.argument("url")
+@click.argument("arguments", nargs=-1)
+@click.option("--context", "dialplan_context", default="default", help="The dialplan context of the call.")
+@click.pass_obj
+def explain(source: Source, url: str, arguments: tuple[str, ...], dialplan_context: str) -> None:
+    """Say which route serves agi://HOST/SCRIPT, and why the others do not. Exit code 1 if none does."""
+    lines = environment(_full_url(url, "localhost"), arguments, Caller(context=dialplan_context))
+    request = Request(dict(line.split(": ", 1) for line in lines.splitlines() if line), arguments)
+    verdicts = source.assemble().table.explain(request)
+    table = Table("", "route", "takes", "why", box=None, header_style="bold")
+    for verdict in verdicts:
+        route = verdict.route
+        takes = f"{route.kind.value} {route.pattern}".strip()
+        table.add_row("->" if verdict.wins else "", route.name, takes, verdict.reason)
+    _console().print(table)
+    if not any(verdict.wins for verdict in verdicts):
+        click.echo("No route takes this call: the dialplan would see AGISTATUS=FAILURE.", err=True)
+        sys.exit(1)
+
+
+# --- call and status
+
+
+@cli.command()
+@click.argument("url")
+@click.argument("arguments", nargs=-1)
+@click.option("--server", default="127.0.0.1:4577", show_default=True, help="Where the server is, if URL does not say.")
+@click.option("--callerid", default="100", show_default=True, help="The caller's number.")
+@click.option("--name", default="Alice", show_default=True, help="The caller's name.")
+@click.option("--context", "dialplan_context", default="default", show_default=True, help="The dialplan context.")
+@click.option("--extension", default="100", show_default=True, help="The dialplan extension.")
+@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A channel variable; may be repeated.")
+@click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Longest silence in seconds.")
+def call(
+    url: str,
+    arguments: tuple[str, ...],
+    server: str,
+    callerid: str,
+    name: str,
+    dialplan_context: str,
+    extension: str,
+    settings: tuple[str, ...],
+    timeout_s: float,
+) -> None:
+    """Play Asterisk: place a call to a running server and print the dialogue.
+
+    URL is agi://HOST:PORT/SCRIPT, or the script alone. The exit code is 0 if the dialplan would see
+    AGISTATUS=SUCCESS, 1 for FAILURE, 3 if there is no server.
+    """
+    caller = Caller(callerid, name, dialplan_context, extension)
+    variables = dict(_name_and_value(setting) for setting in settings)
+    full_url = _full_url(url, server)
+
+    def show(who: str, line: str) -> None:
+        click.echo(f"{'<-' if who == 'S' else '->'} {line.encode(errors='backslashreplace').decode()}")
+
+    result = play_call(full_url, arguments, caller, variables, timeout_s, show)
+    if not result.connected:
+        click.echo(f"{full_url}: {result.reason}. Is the server running?", err=True)
+        sys.exit(EXIT_NOT_RUNNING)
+    for variable, value in sorted(result.variables.items()):
+        click.echo(f"   {variable}={value}")
+    reason = f" ({result.reason})" if result.reason else ""
+    click.echo(f"   AGISTATUS={result.status.value}{reason}")
+    sys.exit(0 if result.status is AgiStatus.SUCCESS else 1)
+
+
+def _name_and_value(setting: str) -> tuple[str, str]:
+    name, equals, value = setting.partition("=")
+    if not equals or not name:
+        raise click.UsageError(f"--set wants NAME=VALUE, not {setting!r}")
+    return name, value
+
+
+def _full_url(url: str, server: str) -> str:
+    full = url if "://" in url else f"agi://{server}/{url.lstrip('/')}"
+    try:
+        parts = urlsplit(full)
+        usable = parts.scheme.lower() == "agi" and parts.hostname and (parts.port or True)
+    except ValueError:
+        usable = False
+    if not usable:
+        raise click.UsageError(f"{full!r} is not a URL like agi://127.0.0.1:4577/script")
+    return full
+
+
+@cli.command()
+@_with_source
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def status(path: str, demo: bool, as_json: bool) -> None:
+    """Show the workers of the pool of this configuration. Exit code 3 if it is not running."""
+    runtime_dir = Source(path, demo).load().config.runtime_dir
+    try:
+        pool = read_status(Path(runtime_dir), monotonic())
+    except (OSError, ValueError) as error:
+        click.echo(f"not running: no scoreboard in {runtime_dir} ({error})", err=True)
+        sys.exit(EXIT_NOT_RUNNING)
+    if as_json:
+        click.echo(json.dumps(pool.as_json(monotonic()), indent=2))
+    else:
+        _print_status(pool)
+    sys.exit(0 if pool.running else EXIT_NOT_RUNNING)
+
+
+def _print_status(pool: PoolStatus) -> None:
+    state = "running" if pool.running else "NOT RUNNING (what follows is its last word)"
+    click.echo(f"master {pool.master_pid}: {state}, generation {pool.generation}, up {pool.uptime_s:.0f} s")
+    table = Table("worker", "gen", "pid", "state", "calls now", "served", "failed", "MB", box=None, header_style="bold")
+    for facts in pool.workers:
+        cells = (facts.slot, facts.generation, facts.pid, facts.state.name.lower())
+        figures = (facts.active, facts.served, facts.failed, facts.rss_bytes >> 20)
+        table.add_row(*map(str, cells + figures))
+    _console().print(table)
+
+
+def _console() -> Console:
+    # Tables are read by people and by grep: never cut a column.
+    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)

@@ -1,0 +1,223 @@
+"""Dispatch: session -> route -> handler -> record. The only place where an exception becomes an outcome.
+
+Laws:
+    * Every accepted connection ends here in exactly one way: closed (a success to the dialplan),
+      failed (AGISTATUS=FAILURE), or closed without a word because it came without one.
+    * Whatever a handler does, the next call finds nothing of it: its context is dropped, its
+      database connections are clean.
+    * A caller who hangs up is no error, and a handler's traceback goes to the log, never further.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, TypeAlias
+
+from fastagi_pool.call import Call
+from fastagi_pool.context import Context
+from fastagi_pool.database import Database
+from fastagi_pool.errors import (
+    AGIDeadChannel,
+    CallHangup,
+    CallPeerGone,
+    CallStopped,
+    CallTimeout,
+    DatabaseUnavailable,
+    RemoteProtocolError,
+)
+from fastagi_pool.logs import AccessLog, CallRecord, value
+from fastagi_pool.protocol import Request, max_command_bytes
+from fastagi_pool.routes import Match, RouteTable, script_fault
+from fastagi_pool.session import Session, SessionLimits
+
+Handler: TypeAlias = Callable[[Call, Context], object]
+
+#: Which exception ends a call in which way; the first that fits. Anything else is an error.
+_OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
+    (CallHangup, "hangup"),
+    (CallTimeout, "timeout"),
+    (CallPeerGone, "gone"),
+    (CallStopped, "stopped"),
+    (DatabaseUnavailable, "dbdown"),
+    (RemoteProtocolError, "badrequest"),
+)
+#: Outcomes of which the dialplan is told nothing: it went well, or nobody is there.
+_SILENT: Final = frozenset({"ok", "hangup", "gone"})
+#: Outcomes that an operator wants to hear of, though no line of code is to blame.
+_WARNED: Final = frozenset({"timeout", "stopped", "dbdown"})
+
+
+class _Refused(Exception):
+    """A call that reaches no handler."""
+
+    def __init__(self, outcome: str, reason: str) -> None:
+        self.outcome = outcome
+        super().__init__(reason)
+
+
+@dataclass(slots=True)
+class _Progress:
+    """What is known of a call so far."""
+
+    session: Session
+    ref: str
+    request: Request | None = None
+    route: str = ""
+    outcome: str = "ok"
+    error: str = ""
+    database_s: float = 0.0
+
+
+class _CallLogger(logging.LoggerAdapter[logging.Logger]):
+    """Puts the call's reference in front of what a handler logs."""
+
+    def process(self, msg: object, kwargs: Any) -> tuple[str, Any]:
+        """Prefix one message."""
+        return f"call={self.extra['ref'] if self.extra else ''} {msg}", kwargs
+
+
+class Dispatcher:
+    """Serves sessions; one per worker."""
+
+    def __init__(
+        self,
+        table: RouteTable,
+        handlers: Mapping[str, Handler],
+        databases: Mapping[str, Database],
+        state: dict[str, Any],
+        log: logging.Logger,
+        access: AccessLog | None,
+        ref_prefix: str,
+    ) -> None:
+        """Put the parts together.
+
+        Args:
+            table: The routes.
+            handlers: The handler of each route, by the route's name.
+            databases: The worker's databases by name.
+            state: What ``setup`` left for the calls.
+            log: Where errors go.
+            access: Where access lines go; None for nowhere.
+            ref_prefix: Makes this worker's call references unlike any other's.
+        """
+        self._table = table
+        self._handlers = handlers
+        self._databases = databases
+        self._state = state
+        self._log = log
+        self._access = access
+        self._ref_prefix = ref_prefix
+        self._serial = 0
+        self._limits = {
+            route.name: SessionLimits(idle_s=route.idle_timeout_s, script_s=route.script_timeout_s)
+            for route in table.routes
+        }
+
+    def serve(self, session: Session) -> bool:
+        """Carry one session to its end.
+
+        Returns:
+            Whether it failed.
+        """
+        progress = _Progress(session, self._next_ref())
+        try:
+            progress.request = session.receive_request()
+            if progress.request is None:
+                session.close()
+                return False
+            self._run(progress, progress.request)
+        except BaseException as raised:
+            self._explain(raised, progress)
+        if progress.outcome in _SILENT:
+            session.finish()
+        else:
+            session.fail()
+        self._write_record(progress)
+        return progress.outcome not in _SILENT
+
+    def deny(self, session: Session) -> None:
+        """End a session from an address that may not call."""
+        progress = _Progress(
+            session, self._next_ref(), outcome="denied", error="the address is not in allow"
+        )
+        session.fail()
+        self._write_record(progress)
+
+    def _next_ref(self) -> str:
+        self._serial += 1
+        return f"{self._ref_prefix}{self._serial:x}"
+
+    def _find(self, request: Request) -> Match:
+        fault = script_fault(request.script)
+        if fault:
+            raise _Refused("badrequest", fault)
+        match = self._table.match(request)
+        if match is None:
+            raise _Refused("noroute", "no route matches the script, and there is no default")
+        return match
+
+    def _run(self, progress: _Progress, request: Request) -> None:
+        match = self._find(request)
+        route = match.route
+        progress.route = route.name
+        for name in route.databases:
+            if not self._databases[name].available:
+                raise DatabaseUnavailable(name, "it did not answer a moment ago, and the route needs it")
+        progress.session.begin(self._limits[route.name])
+        longest = max_command_bytes(request.environment.get("agi_version", ""))
+        call = Call(request, progress.session, match.captures, progress.ref, longest)
+        log = _CallLogger(self._log, {"ref": progress.ref})
+        context = Context(self._databases, log, self._state, route.options)
+        try:
+            self._handlers[route.name](call, context)
+        finally:
+            left, progress.database_s = context.release()
+            if left:
+                self._log.warning(
+                    "call=%s route=%s left %d database connections open", progress.ref, route.name, left
+                )
+
+    def _explain(self, raised: BaseException, progress: _Progress) -> None:
+        """Turn what ended the call into its outcome and one line about it; log what is a fault."""
+        if isinstance(raised, _Refused):
+            progress.outcome, progress.error = raised.outcome, str(raised)
+            return
+        outcome = next((word for kind, word in _OUTCOMES if isinstance(raised, kind)), "error")
+        if isinstance(raised, AGIDeadChannel) and progress.session.hung_up:
+            outcome = "hangup"
+        progress.outcome = outcome
+        if outcome == "hangup":
+            return
+        progress.error = f"{type(raised).__name__}: {raised}"
+        what = (progress.ref, value(progress.route), progress.error)
+        if outcome == "error":
+            self._log.error("call=%s route=%s failed: %s", *what, exc_info=raised)
+        elif outcome in _WARNED:
+            self._log.warning("call=%s route=%s ended: %s", *what)
+
+    def _write_record(self, progress: _Progress) -> None:
+        if self._access is None:
+            return
+        session, request = progress.session, progress.request
+        environment = request.environment if request else {}
+        record = CallRecord(
+            ref=progress.ref,
+            route=progress.route,
+            script=request.script if request else "",
+            outcome=progress.outcome,
+            hung_up=session.hung_up,
+            commands=session.commands,
+            total_s=monotonic() - session.accepted_s,
+            asterisk_s=session.asterisk_s,
+            script_s=session.script_s,
+            database_s=progress.database_s,
+            peer=session.peer,
+            uniqueid=environment.get("agi_uniqueid", ""),
+            callerid=environment.get("agi_callerid", ""),
+            error=progress.error,
+        )
+        self._access.write(record, time.time())

@@ -1,0 +1,181 @@
+"""The error tree: every failure that fastagi_pool raises on purpose has its place here.
+
+Whose fault decides the branch, so that a reader of the log knows whom to ask::
+
+    FastAGIPoolError(Exception)
+    |-- OperatorError                what the operator gave us cannot work
+    |   |-- ConfigError              the configuration; carries every Problem found
+    |   `-- BootError                the machine: port in use, too few file descriptors
+    |-- ProtocolError
+    |   |-- LocalProtocolError       we used the protocol wrongly: a bug of ours
+    |   `-- RemoteProtocolError      the peer sent what is not AGI
+    |-- DatabaseUnavailable          a database that a call needs is away
+    `-- AGIError                     one command failed; the call goes on
+        |-- AGICommandRefused        the guard: it would harm Asterisk, and was never sent
+        |-- AGIInvalidCommand        510: Asterisk does not know the command
+        |-- AGIDeadChannel           511: not permitted on a channel that hung up
+        |-- AGIUsageError            520: wrong syntax; carries Asterisk's usage text
+        |-- AGIAppError              EXEC of an application that Asterisk has not loaded
+        `-- AGICommandFailed         result=-1 without a hangup
+
+    CallEnded(BaseException)         the call is over; not an error of the handler
+    |-- CallHangup                   the caller hung up
+    |-- CallTimeout                  one of our limits ran out
+    |-- CallPeerGone                 Asterisk closed the connection
+    `-- CallStopped                  the worker must end now
+
+``CallEnded`` lies outside ``Exception`` on purpose: a handler's ``except Exception: retry`` cannot
+loop on a dead call. Anything else that escapes from fastagi_pool is a bug.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class FastAGIPoolError(Exception):
+    """The root of everything that is an error here."""
+
+
+class OperatorError(FastAGIPoolError):
+    """What the operator asked for cannot be done; the message says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing wrong in a configuration, said for the person who mends it.
+
+    Attributes:
+        file: The YAML file.
+        line: The line in it, from 1; 0 if the problem has no line.
+        key: The key path, as ``routes[2].handler``; empty for the file as a whole.
+        message: What is wrong, and what would be right.
+        hint: What to do, for example the key that was probably meant; may be empty.
+    """
+
+    file: str
+    line: int
+    key: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        where = f"{self.file}:{self.line}" if self.line else self.file
+        key = f" {self.key}:" if self.key else ""
+        hint = f" ({self.hint})" if self.hint else ""
+        return f"{where}:{key} {self.message}{hint}"
+
+
+class ConfigError(OperatorError):
+    """A configuration that must not be run.
+
+    Attributes:
+        problems: All that was found, in the order of the files and lines.
+    """
+
+    def __init__(self, problems: Iterable[Problem]) -> None:
+        self.problems = tuple(problems)
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class BootError(OperatorError):
+    """The machine does not give what the configuration needs."""
+
+
+class ProtocolError(FastAGIPoolError):
+    """Somebody broke the AGI protocol."""
+
+
+class LocalProtocolError(ProtocolError):
+    """We did: a bug in fastagi_pool."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer did: it is not Asterisk, or it is out of step."""
+
+
+class DatabaseUnavailable(FastAGIPoolError):
+    """A database cannot be reached now.
+
+    Attributes:
+        database: Its name in the configuration.
+    """
+
+    def __init__(self, database: str, reason: str) -> None:
+        self.database = database
+        super().__init__(f"database {database!r} is not available: {reason}")
+
+
+class AGIError(FastAGIPoolError):
+    """One AGI command failed; the call goes on.
+
+    Attributes:
+        command: The command line as it was (or would have been) sent.
+    """
+
+    def __init__(self, message: str, command: str = "") -> None:
+        self.command = command
+        super().__init__(f"{message}: {command}" if command else message)
+
+
+class AGICommandRefused(AGIError):
+    """The command would harm Asterisk and was not sent."""
+
+
+class AGIInvalidCommand(AGIError):
+    """510: Asterisk does not know the command."""
+
+
+class AGIDeadChannel(AGIError):
+    """511: the command is not permitted once the channel hung up."""
+
+
+class AGIUsageError(AGIError):
+    """520: wrong syntax.
+
+    Attributes:
+        usage: Asterisk's description of the right syntax; may be empty.
+    """
+
+    def __init__(self, message: str, command: str = "", usage: str = "") -> None:
+        self.usage = usage
+        super().__init__(message, command)
+
+
+class AGIAppError(AGIError):
+    """EXEC named an application that this Asterisk has not loaded."""
+
+
+class AGICommandFailed(AGIError):
+    """Asterisk answered result=-1 and no hangup followed."""
+
+
+class CallEnded(BaseException):
+    """The call is over. Outside ``Exception``: see the top of this module."""
+
+
+class CallHangup(CallEnded):
+    """The caller hung up, or the channel was transferred away from the script."""
+
+
+class CallTimeout(CallEnded):
+    """One of the call's limits ran out.
+
+    Attributes:
+        limit: Which one: ``header``, ``idle`` or ``script``.
+        limit_s: Its length in seconds.
+    """
+
+    def __init__(self, limit: str, limit_s: float) -> None:
+        self.limit = limit
+        self.limit_s = limit_s
+        super().__init__(f"{limit} time-out of {limit_s:g} s")
+
+
+class CallPeerGone(CallEnded):
+    """Asterisk closed the connection in the middle of the call."""
+
+
+class CallStopped(CallEnded):
+    """The worker has to end now; the call cannot go on."""

@@ -1,0 +1,146 @@
+"""Listeners: the sockets that the master binds and all workers accept from.
+
+Laws:
+    * Bound once, by the master; a reload keeps those that stay, so no caller is ever refused.
+    * Options that accepted connections inherit are set here, once, instead of at every call.
+    * A socket that is no longer listened on is closed in every process, and its file removed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from fastagi_pool.errors import BootError
+
+#: Asterisk sets no keep-alive: one whose machine vanished is noticed after this silence ...
+KEEPALIVE_IDLE_S: Final = 60
+#: ... and this many unanswered probes, so far apart.
+KEEPALIVE_PROBES: Final = 4
+KEEPALIVE_INTERVAL_S: Final = 15
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where to listen.
+
+    Attributes:
+        kind: ``tcp``, ``unix`` or ``systemd``.
+        host: For ``tcp``: an IP address, or ``*`` for all, IPv4 and IPv6.
+        port: For ``tcp``; 0 lets the kernel choose.
+        path: For ``unix``.
+        text: As written in the configuration.
+    """
+
+    kind: str
+    host: str
+    port: int
+    path: str
+    text: str
+
+
+def bind(address: Address, backlog: int, inherited: list[int]) -> list[socket.socket]:
+    """Open the sockets of one address.
+
+    Args:
+        address: Where.
+        backlog: Connections that may wait to be accepted.
+        inherited: Descriptors of sockets that systemd opened for us.
+
+    Returns:
+        One socket; for ``systemd`` all that were inherited.
+
+    Raises:
+        BootError: It cannot be had, and why.
+    """
+    try:
+        if address.kind == "systemd":
+            return _adopt(inherited)
+        if address.kind == "unix":
+            return [_bind_unix(address, backlog)]
+        return [_bind_tcp(address, backlog)]
+    except OSError as error:
+        raise BootError(f"cannot listen on {address.text}: {_advice(error)}") from error
+
+
+def _advice(error: OSError) -> str:
+    if error.errno == errno.EADDRINUSE:
+        return "the address is in use by another process; stop that, or change 'listen'"
+    if error.errno == errno.EADDRNOTAVAIL:
+        return "this machine does not have the address; change 'listen'"
+    if error.errno == errno.EACCES:
+        return "permission denied; ports below 1024 are root's"
+    return str(error)
+
+
+def _bind_tcp(address: Address, backlog: int) -> socket.socket:
+    everywhere = address.host == "*"
+    host = "::" if everywhere else address.host
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if listener.family == socket.AF_INET6:
+            listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0 if everywhere else 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_S)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_S)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        listener.bind((host, address.port))
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _bind_unix(address: Address, backlog: int) -> socket.socket:
+    path = Path(address.path)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
+            _remove_if_abandoned(path)
+        listener.bind(str(path))
+        path.chmod(0o660)
+        listener.listen(backlog)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _remove_if_abandoned(path: Path) -> None:
+    """Remove a socket file behind which nobody listens, as a killed server leaves one."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+
+
+def _adopt(inherited: list[int]) -> list[socket.socket]:
+    if not inherited:
+        raise BootError("cannot listen on systemd: no socket was handed over (LISTEN_FDS is not set)")
+    return [socket.socket(fileno=os.dup(descriptor)) for descriptor in inherited]
+
+
+def describe(listener: socket.socket) -> str:
+    """Return the address that a socket is really bound to."""
+    name = listener.getsockname()
+    if listener.family == socket.AF_UNIX:
+        return f"unix:{name}"
+    host = f"[{name[0]}]" if listener.family == socket.AF_INET6 else name[0]
+    return f"{host}:{name[1]}"
+
+
+def discard(listener: socket.socket) -> None:
+    """Close a socket for good, and remove its file if it has one (master only)."""
+    name = listener.getsockname() if listener.family == socket.AF_UNIX else ""
+    listener.close()
+    if name:
+        Path(name).unlink(missing_ok=True)

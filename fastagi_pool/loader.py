@@ -1,0 +1,131 @@
+"""Loader: how a process that knows nothing becomes the zygote of one generation.
+
+Laws:
+    * Everything that can be wrong with configuration or code is wrong here, in a process that may
+      die of it, and is reported to the master as one text.
+    * The caller has patched the standard library for gevent before it imported this module.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from typing import Final
+
+from setproctitle import setproctitle
+
+from fastagi_pool.application import Application, assemble
+from fastagi_pool.config import Config, ListenAddress, LoadedConfig
+from fastagi_pool.errors import BootError, OperatorError
+from fastagi_pool.listeners import Address
+from fastagi_pool.logs import LogFile, configure, ensure_folder
+from fastagi_pool.messages import Begin, Channel, Loaded, Refused
+from fastagi_pool.worker import WORKER_SIGNALS, Birth, Surroundings, live
+from fastagi_pool.zygote import Zygote
+
+#: Longest report that is sure to fit into one message.
+_REPORT_CHARACTERS: Final = 50_000
+
+
+def run_loader(
+    channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[[], LoadedConfig], greeting: list[str]
+) -> int:
+    """Load everything, tell the master, and be the zygote; return the exit code.
+
+    Args:
+        channel: To the master.
+        bell_fd: By which workers wake the master.
+        lifeline_fd: By which workers learn that the master is gone.
+        load: Reads the configuration.
+        greeting: Lines for whoever started it in the foreground.
+    """
+    setproctitle("fastagi-pool: loader (loading)")
+    try:
+        application = assemble(load())
+        claim_descriptors(application.descriptors)
+        surroundings = _surroundings(application.config, bell_fd, lifeline_fd)
+    except OperatorError as error:
+        channel.send(Refused(str(error)[:_REPORT_CHARACTERS]))
+        return 0
+    configure(surroundings.log, application.config.log.level, f"loader pid={os.getpid()}")
+    channel.send(describe(application, greeting))
+
+    def be_worker(slot: int, begin: Begin, listeners: tuple[socket.socket, ...]) -> int:
+        return live(application, surroundings, Birth(slot, begin.generation, begin.scoreboard, listeners))
+
+    reopen = partial(_reopen, surroundings)
+    return Zygote(channel, be_worker, WORKER_SIGNALS, reopen, setproctitle).run()
+
+
+def describe(application: Application, greeting: list[str]) -> Loaded:
+    """Say what the master needs of an application."""
+    config = application.config
+    return Loaded(
+        limits={
+            "workers": config.worker_count(len(os.sched_getaffinity(0))),
+            "max_calls": config.max_calls,
+            "max_calls_jitter": config.max_calls_jitter,
+            "max_lifetime_s": config.max_lifetime,
+            "max_memory_bytes": config.max_memory,
+            "max_unavailable": config.max_unavailable,
+            "max_draining": config.max_draining,
+            "graceful_timeout_s": config.graceful_timeout,
+            "drain_timeout_s": config.drain_timeout,
+            "boot_timeout_s": config.boot_timeout,
+            "boot_retries": config.boot_retries,
+            "watchdog": bool(config.watchdog),
+        },
+        listen=[asdict(_address(address)) for address in config.listen],
+        backlog=config.backlog,
+        runtime_dir=str(config.runtime_dir),
+        pid_file=str(config.pid_file),
+        log_file=config.log.file,
+        log_level=config.log.level,
+        greeting=greeting,
+    )
+
+
+def _address(address: ListenAddress) -> Address:
+    return Address(address.kind.value, address.host, address.port, address.path, str(address))
+
+
+def claim_descriptors(needed: int) -> None:
+    """Raise this process's limit of file descriptors, and its children's, to what a worker may need.
+
+    Raises:
+        BootError: The machine does not allow so many.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != resource.RLIM_INFINITY and soft < needed:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(hard, needed)))
+        except (ValueError, OSError) as error:
+            raise BootError(
+                f"a worker may need {needed} file descriptors, but only {hard} are allowed: "
+                "lower calls_per_worker, or raise the limit (ulimit -n, LimitNOFILE= in systemd)"
+            ) from error
+
+
+def _surroundings(config: Config, bell_fd: int, lifeline_fd: int) -> Surroundings:
+    try:
+        ensure_folder(config.log.file)
+        log = LogFile(config.log.file)
+        access = None
+        if config.log.access == "-":
+            access = log
+        elif config.log.access != "off":
+            ensure_folder(config.log.access)
+            access = LogFile(config.log.access)
+    except OSError as error:
+        raise BootError(f"cannot write the log {error.filename}: {error.strerror}") from error
+    return Surroundings(log, access, bell_fd, lifeline_fd)
+
+
+def _reopen(surroundings: Surroundings) -> None:
+    for file in (surroundings.log, surroundings.access):
+        if file is not None:
+            file.reopen()

@@ -1,0 +1,245 @@
+"""Logs: where they go, how they are reopened, and what an access line says.
+
+Laws:
+    * A line is an interface: ``worker=3 gen=1 pid=42 call=... route=...`` in this order, stable and
+      tested. It is written by one ``write`` to a file in append mode, so processes share a file.
+    * A log that cannot be written never ends a call; what is lost is counted.
+    * Reopening keeps the file descriptor's number, so whoever holds it (faulthandler) goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+#: The root of all loggers of this package; handlers get children of it.
+LOGGER_NAME: Final = "fastagi_pool"
+_LEVELS: Final = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
+_BARE_VALUE = re.compile(r"[!#-<>-\[\]-~]+")
+
+
+class LogFile:
+    """One file that several processes append to, or standard error.
+
+    Attributes:
+        lost_lines: Lines that could not be written, for example to a full disk.
+    """
+
+    def __init__(self, target: str) -> None:
+        """Open the file.
+
+        Args:
+            target: A path, or ``-`` for standard error.
+
+        Raises:
+            OSError: It cannot be opened for writing.
+        """
+        self.target = target
+        self.lost_lines = 0
+        self._fd = sys.stderr.fileno() if target == "-" else _open(target)
+
+    def fileno(self) -> int:
+        """The descriptor; the same for the life of the object."""
+        return self._fd
+
+    def write(self, text: str) -> None:
+        """Append whole lines by one write; never raises for a disk that is full or gone."""
+        data = text.encode("utf-8", "backslashreplace")
+        try:
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError:
+            self.lost_lines += 1
+
+    def reopen(self) -> None:
+        """Follow the path again after it was rotated; standard error stays.
+
+        Raises:
+            OSError: It cannot be opened; the old file stays in use.
+        """
+        if self.target == "-":
+            return
+        fresh = _open(self.target)
+        os.dup2(fresh, self._fd, inheritable=False)
+        os.close(fresh)
+
+
+def _open(target: str) -> int:
+    return os.open(target, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+
+
+class Clock:
+    """Formats time stamps as ``2026-11-21T08:47:22.123+0100``, the expensive part once a second."""
+
+    __slots__ = ("_head", "_second", "_tail")
+
+    def __init__(self) -> None:
+        self._second = -1
+        self._head = self._tail = ""
+
+    def stamp(self, wall_s: float) -> str:
+        """Format seconds since the epoch in local time."""
+        second = int(wall_s)
+        if second != self._second:
+            local = time.localtime(second)
+            self._head = time.strftime("%Y-%m-%dT%H:%M:%S.", local)
+            self._tail = time.strftime("%z", local)
+            self._second = second
+        return f"{self._head}{int((wall_s - second) * 1000):03d}{self._tail}"
+
+
+class LineFormatter(logging.Formatter):
+    """``time LEVEL identity message``, and a traceback below it if there is one."""
+
+    def __init__(self, identity: str) -> None:
+        """Remember who is speaking.
+
+        Args:
+            identity: As ``worker=3 gen=1 pid=42``.
+        """
+        super().__init__()
+        self._identity = identity
+        self._clock = Clock()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Write one record."""
+        text = f"{self._clock.stamp(record.created)} {record.levelname} {self._identity} {record.getMessage()}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+class LogFileHandler(logging.Handler):
+    """Carries log records into a LogFile."""
+
+    def __init__(self, file: LogFile) -> None:
+        super().__init__()
+        self._file = file
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record; never raises."""
+        try:
+            self._file.write(self.format(record) + "\n")
+        except Exception:
+            self.handleError(record)
+
+
+def configure(file: LogFile, level: str, identity: str) -> logging.Logger:
+    """Send this process's logs to a file, replacing what was set before.
+
+    Args:
+        file: Where to.
+        level: ``debug``, ``info``, ``warning`` or ``error``.
+        identity: Who is speaking, as ``master pid=42``.
+
+    Returns:
+        The package's logger.
+    """
+    handler = LogFileHandler(file)
+    handler.setFormatter(LineFormatter(identity))
+    # The root too: what libraries and handlers log belongs into the same file.
+    for name in ("", LOGGER_NAME):
+        logger = logging.getLogger(name)
+        logger.handlers[:] = [handler]
+        logger.setLevel(_LEVELS[level])
+    logger.propagate = False
+    return logger
+
+
+@dataclass(frozen=True, slots=True)
+class CallRecord:
+    """What is known of a call when it has ended.
+
+    Attributes:
+        ref: The reference under which the logs know it.
+        route: Name of the route; empty if none was found.
+        script: The script that Asterisk asked for.
+        outcome: ``ok``, ``hangup``, ``error``, ``noroute``, ``timeout``, ``gone``, ``denied``,
+            ``badrequest``, ``dbdown`` or ``stopped``.
+        hung_up: Whether the caller hung up during the call.
+        commands: Number of AGI commands.
+        total_s: From accept to the end.
+        asterisk_s: Of that, waiting for Asterisk's replies.
+        script_s: Of that, the handler's own time, the database included.
+        database_s: Of the script's time, waiting for the database.
+        peer: Address of the Asterisk.
+        uniqueid: The channel's unique id.
+        callerid: The caller's number.
+        error: What went wrong, in one line; empty if nothing.
+    """
+
+    ref: str
+    route: str
+    script: str
+    outcome: str
+    hung_up: bool
+    commands: int
+    total_s: float
+    asterisk_s: float
+    script_s: float
+    database_s: float
+    peer: str
+    uniqueid: str
+    callerid: str
+    error: str = ""
+
+
+class AccessLog:
+    """Writes one line for each call."""
+
+    def __init__(self, file: LogFile, identity: str) -> None:
+        self._file = file
+        self._identity = identity
+        self._clock = Clock()
+
+    def write(self, record: CallRecord, wall_s: float) -> None:
+        """Append the line of one call.
+
+        Args:
+            record: The call.
+            wall_s: When it ended, in seconds since the epoch.
+        """
+        line = (
+            f"{self._clock.stamp(wall_s)} {self._identity} call={record.ref} route={value(record.route)} "
+            f"script={value(record.script)} outcome={record.outcome} hangup={'yes' if record.hung_up else 'no'} "
+            f"commands={record.commands} total_ms={record.total_s * 1000:.1f} "
+            f"asterisk_ms={record.asterisk_s * 1000:.1f} script_ms={record.script_s * 1000:.1f} "
+            f"db_ms={record.database_s * 1000:.1f} peer={record.peer} "
+            f"uniqueid={value(record.uniqueid)} callerid={value(record.callerid)}"
+        )
+        if record.error:
+            line += f" error={value(record.error)}"
+        self._file.write(line + "\n")
+
+
+def value(text: str) -> str:
+    """Write a value so that a line stays one line and splits at its spaces: quoted where needed."""
+    if _BARE_VALUE.fullmatch(text):
+        return text
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return '"' + "".join(char if char.isprintable() else _escape(char) for char in escaped) + '"'
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape").decode() if not "\ud800" <= char <= "\udfff" else f"\\u{ord(char):04x}"
+
+
+def ensure_folder(target: str) -> None:
+    """Make the folder of a log file if it is missing.
+
+    Raises:
+        OSError: It cannot be made.
+    """
+    if target not in ("-", "off"):
+        Path(target).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,486 @@
+"""The AGI protocol without I/O: bytes in, events out; words in, bytes out.
+
+Laws:
+    * Nothing here knows a socket, a clock or a handler. Whoever owns the bytes calls
+      :meth:`AgiConnection.receive_data` and asks :meth:`AgiConnection.next_event` until it says
+      :data:`NEED_DATA`.
+    * Asterisk sends an environment, then exactly one reply for each command, and ``HANGUP``
+      whenever it likes. ``HANGUP`` is an event, never a reply.
+    * One whole command line a write, and never a second one before the reply to the first:
+      Asterisk reads through stdio and would leave it lying, or spin on half a line.
+    * Any :class:`RemoteProtocolError` is final: the connection is in :attr:`State.ERROR` for good.
+
+How it works: the buffer is cut at line ends; what a line means depends on :class:`State` alone. A
+reply's value may itself hold line ends and parentheses, so bytes that follow a reply while no other
+command is outstanding still belong to it, unless they are ``HANGUP``.
+
+Source: asterisk res/res_agi.c, run_agi(), agi_handle_command(), parse_args(), setup_env(); and
+dialogues recorded from Asterisk 16 and 22 (tests/corpus).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from functools import cached_property, lru_cache
+from typing import Final, Literal, TypeAlias
+from urllib.parse import parse_qsl
+
+from fastagi_pool.errors import AGICommandRefused, LocalProtocolError, RemoteProtocolError
+
+#: Longest command line with its line end that every Asterisk reads in one piece.
+#: Source: AGI_BUF_LEN in res_agi.c, 2048 with the final NUL before 20.16, 21.11, 22.6 and 23.
+MAX_COMMAND_BYTES: Final = 2047
+#: The same for the releases named above and everything later: 8192 with the final NUL.
+MAX_COMMAND_BYTES_NEW: Final = 8191
+#: Most words in a command. Source: MAX_ARGS in res_agi.c is 128, and the last holds NULL.
+MAX_COMMAND_WORDS: Final = 127
+#: A reply longer than this is not Asterisk's: the longest seen is a variable of 8 KB.
+MAX_REPLY_BYTES: Final = 65536
+
+_HANGUP_LINE: Final = b"HANGUP"
+_REPLY = re.compile(r"result=(\S*)(?: \((.*)\))?(?: endpos=(-?\d+))?(.*)", re.DOTALL)
+_VALUE_END = re.compile(rb"\)(?: \w+=\S*)*\n\Z")
+_PLAIN_WORD = re.compile(r'[^\s"\\]+')
+_QUERY_START = re.compile(r"[?#]")
+
+
+class NeedData(Enum):
+    """The answer of :meth:`AgiConnection.next_event` when the buffer holds no whole event."""
+
+    NEED_DATA = "need data"
+
+
+NEED_DATA: Final = NeedData.NEED_DATA
+
+
+class State(Enum):
+    """Whose turn it is."""
+
+    HEADER = "the environment is still coming"
+    IDLE = "our turn: no command is outstanding"
+    WAITING = "a command is outstanding"
+    CLOSED = "the peer has closed"
+    ERROR = "the peer broke the protocol"
+
+
+@dataclass(frozen=True)
+class Request:
+    """What Asterisk says about the call before the first command.
+
+    Attributes:
+        environment: All ``agi_...`` lines, names as sent. Bytes that are not UTF-8 survive as
+            surrogate escapes.
+        arguments: ``agi_arg_1`` and following, in order; empty ones kept.
+    """
+
+    environment: Mapping[str, str]
+    arguments: tuple[str, ...] = ()
+
+    @cached_property
+    def network_script(self) -> str:
+        """Everything behind the host in the URL: path, query, fragment; raw, no leading slash."""
+        return self.environment.get("agi_network_script", "")
+
+    @cached_property
+    def script(self) -> str:
+        """The path part of the URL: what routes match. Not decoded."""
+        path = _QUERY_START.split(self.network_script, maxsplit=1)[0]
+        return path.lstrip("/")
+
+    @cached_property
+    def query(self) -> Mapping[str, str]:
+        """The query part of the URL, decoded; of a repeated name the last value."""
+        _, found, tail = self.network_script.partition("?")
+        if not found:
+            return {}
+        text = tail.partition("#")[0]
+        return dict(parse_qsl(text, keep_blank_values=True, errors="surrogateescape"))
+
+    @property
+    def callerid(self) -> str:
+        """The caller's number; ``unknown`` if there is none."""
+        return self.environment.get("agi_callerid", "")
+
+    @property
+    def calleridname(self) -> str:
+        """The caller's name; ``unknown`` if there is none."""
+        return self.environment.get("agi_calleridname", "")
+
+    @property
+    def channel(self) -> str:
+        """The channel's name, as ``PJSIP/alice-00000001``."""
+        return self.environment.get("agi_channel", "")
+
+    @property
+    def context(self) -> str:
+        """The dialplan context that runs AGI()."""
+        return self.environment.get("agi_context", "")
+
+    @property
+    def extension(self) -> str:
+        """The dialplan extension that runs AGI(); ``h`` after a hangup."""
+        return self.environment.get("agi_extension", "")
+
+    @property
+    def uniqueid(self) -> str:
+        """The channel's unique id."""
+        return self.environment.get("agi_uniqueid", "")
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """Asterisk's answer to one command.
+
+    Attributes:
+        code: 200, 510 (unknown command), 511 (channel is dead) or 520 (usage).
+        result: The word behind ``result=``; may be empty. For codes other than 200 empty.
+        value: What stands in parentheses, or None if there are none.
+        endpos: Sample position at which playing or recording ended, or None.
+        text: What follows: for 510, 511 and 520 Asterisk's explanation, else the rest of the line.
+    """
+
+    code: int
+    result: str = ""
+    value: str | None = None
+    endpos: int | None = None
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Hangup:
+    """The line HANGUP: the caller is gone, the session goes on with a dead channel."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionClosed:
+    """The peer will send nothing more."""
+
+
+Event: TypeAlias = Request | Reply | Hangup | ConnectionClosed
+
+_HANGUP: Final = Hangup()
+_CLOSED: Final = ConnectionClosed()
+#: The commonest replies by far, parsed once.
+_KNOWN_REPLIES: Final[Mapping[bytes, Reply]] = {
+    b"200 result=%d" % number: Reply(200, str(number)) for number in (-1, 0, 1)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderLimits:
+    """What an environment may cost.
+
+    Attributes:
+        header_bytes: All lines together. An honest one stays below 20 KB: the application's data
+            is cut at 8191 bytes and may appear three times.
+        line_bytes: One line. The URL alone may fill 8191 bytes.
+        arguments: Number of ``agi_arg_`` lines; Asterisk sends at most 127.
+    """
+
+    header_bytes: int = 65536
+    line_bytes: int = 16384
+    arguments: int = 127
+
+
+_DEFAULT_LIMITS: Final = HeaderLimits()
+
+
+def quote(word: str) -> str:
+    """Write one word so that Asterisk reads exactly that word.
+
+    Source: parse_args() in res_agi.c: quotes group, a backslash escapes any character.
+    """
+    if _PLAIN_WORD.fullmatch(word):
+        return word
+    return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def encode_command(name: str, words: tuple[str, ...], max_bytes: int = MAX_COMMAND_BYTES) -> bytes:
+    """Build one command line, or refuse what would harm Asterisk.
+
+    Args:
+        name: The command's own words, as ``GET VARIABLE``; sent as they are.
+        words: Its arguments; each is quoted where needed.
+        max_bytes: Longest line with its line end; see :data:`MAX_COMMAND_BYTES`.
+
+    Raises:
+        AGICommandRefused: A line end or NUL in a word, too many words, or too long a line.
+    """
+    line = " ".join([name, *map(quote, words)]) if words else name
+    if "\n" in line or "\r" in line or "\0" in line:
+        raise AGICommandRefused("a command must not hold a line end or NUL", repr(line))
+    # The words of the name count too, and there are at most four of them.
+    if len(words) > MAX_COMMAND_WORDS - 4 and len(words) + len(name.split()) > MAX_COMMAND_WORDS:
+        raise AGICommandRefused(f"a command must not have more than {MAX_COMMAND_WORDS} words", name)
+    encoded = line.encode("utf-8", "surrogateescape") + b"\n"
+    if len(encoded) > max_bytes:
+        raise AGICommandRefused(
+            f"a command must not be longer than {max_bytes} bytes (this one: {len(encoded)}); "
+            "Asterisk would run the rest as another command",
+            line[:100] + "...",
+        )
+    return encoded
+
+
+@lru_cache(maxsize=64)
+def max_command_bytes(version: str) -> int:
+    """Return the longest command line that an Asterisk of this version reads in one piece.
+
+    Args:
+        version: ``agi_version`` as sent, for example ``22.10.1~dfsg-1``; unknown forms get the
+            limit that all versions keep.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None:
+        return MAX_COMMAND_BYTES
+    major, minor = int(found[1]), int(found[2])
+    # Source: recorded with 16.28 and 22.10; the change came with 20.16, 21.11, 22.6 and 23.
+    if major >= 23 or minor >= {20: 16, 21: 11, 22: 6}.get(major, 1 << 30):
+        return MAX_COMMAND_BYTES_NEW
+    return MAX_COMMAND_BYTES
+
+
+class AgiConnection:
+    """The protocol's state of one session, seen from the server.
+
+    Attributes:
+        state: Whose turn it is.
+        stray_lines: Lines dropped because they answered nothing: the tail of a value that held a
+            line end right behind a ``)``.
+    """
+
+    __slots__ = ("_buffer", "_eof", "_limits", "_scanned", "_usage", "_value_seen", "state", "stray_lines")
+
+    def __init__(self, limits: HeaderLimits = _DEFAULT_LIMITS) -> None:
+        self.state = State.HEADER
+        self.stray_lines = 0
+        self._limits = limits
+        self._buffer = b""
+        self._scanned = 0
+        self._eof = False
+        self._usage: list[str] | None = None
+        self._value_seen = False
+
+    def receive_data(self, data: bytes) -> None:
+        """Take bytes from the peer; ``b""`` says that it will send no more.
+
+        Raises:
+            LocalProtocolError: Bytes after the end.
+        """
+        if not data:
+            self._eof = True
+        elif self._eof:
+            raise LocalProtocolError("bytes received after the end of the stream")
+        elif self._buffer:
+            self._buffer += data
+        else:
+            self._buffer = data
+
+    def send_command(self, line: bytes) -> bytes:
+        """Tell the machine that this line goes out now.
+
+        Returns:
+            The line, to be written in one piece.
+
+        Raises:
+            LocalProtocolError: It is not our turn, or this is not exactly one line.
+        """
+        if self.state is not State.IDLE:
+            raise LocalProtocolError(f"no command can be sent now: {self.state.value}")
+        if line.find(b"\n") != len(line) - 1:
+            raise LocalProtocolError("a command is exactly one line")
+        self.state = State.WAITING
+        return line
+
+    def next_event(self) -> Event | Literal[NeedData.NEED_DATA]:
+        """Return what the buffer holds next.
+
+        Raises:
+            RemoteProtocolError: The peer does not speak AGI; the state is ERROR from now on.
+        """
+        state = self.state
+        if state is State.HEADER:
+            return self._next_in_header()
+        if state is State.ERROR:
+            raise RemoteProtocolError("the connection has failed before")
+        while (line := self._take_line()) is not None:
+            event = self._on_line(line)
+            if event is not None:
+                return event
+        if self._eof:
+            self.state = State.CLOSED
+            return _CLOSED
+        if len(self._buffer) > MAX_REPLY_BYTES:
+            raise self._failed(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+        return NEED_DATA
+
+    def _failed(self, reason: str) -> RemoteProtocolError:
+        self.state = State.ERROR
+        self._buffer = b""
+        return RemoteProtocolError(reason)
+
+    # --- the environment
+
+    def _next_in_header(self) -> Event | Literal[NeedData.NEED_DATA]:
+        buffer = self._buffer
+        # Two bytes back: the empty line may straddle two chunks.
+        end = buffer.find(b"\n\n", max(0, self._scanned - 1))
+        self._scanned = len(buffer)
+        if not buffer.startswith(b"agi_"[: len(buffer)]):
+            raise self._failed(f"not AGI: the first bytes are {buffer[:40]!r}")
+        if end < 0:
+            return self._header_unfinished()
+        if end > self._limits.header_bytes:
+            raise self._failed(f"an environment of more than {self._limits.header_bytes} bytes")
+        self._buffer = buffer[end + 2 :]
+        self._scanned = 0
+        if self._buffer and not _is_hangup(self._buffer):
+            raise self._failed("bytes behind the environment: an agi_ value holds line ends")
+        request = self._parse_environment(buffer[:end].decode("utf-8", "surrogateescape"))
+        self.state = State.IDLE
+        return request
+
+    def _header_unfinished(self) -> Event | Literal[NeedData.NEED_DATA]:
+        if len(self._buffer) > self._limits.header_bytes:
+            raise self._failed(f"an environment of more than {self._limits.header_bytes} bytes")
+        if not self._eof:
+            return NEED_DATA
+        if self._buffer:
+            raise self._failed("the peer closed inside the environment")
+        self.state = State.CLOSED
+        return _CLOSED
+
+    def _parse_environment(self, text: str) -> Request:
+        environment: dict[str, str] = {}
+        lines = text.split("\n")
+        for line in lines:
+            name, separator, value = line.partition(": ")
+            if not separator:
+                # An absent value is "name: ", but be kind to clients that strip it.
+                name = line.removesuffix(":")
+                if name == line:
+                    raise self._failed(f"an environment line without a colon: {line[:40]!r}")
+            if not name.startswith("agi_"):
+                raise self._failed(f"an environment line that does not begin with agi_: {line[:40]!r}")
+            environment[name] = value
+        if len(environment) != len(lines):
+            # Asterisk never repeats a name: a value with a line end has forged one.
+            raise self._failed("an environment that repeats a name: an agi_ value holds line ends")
+        if len(text) > self._limits.line_bytes and max(map(len, lines)) > self._limits.line_bytes:
+            raise self._failed(f"an environment line of more than {self._limits.line_bytes} bytes")
+        if "\0" in text:
+            raise self._failed("a NUL byte in the environment")
+        return Request(environment, self._arguments(environment))
+
+    def _arguments(self, environment: Mapping[str, str]) -> tuple[str, ...]:
+        if "agi_arg_1" not in environment:
+            return ()
+        arguments: list[str] = []
+        while (value := environment.get(f"agi_arg_{len(arguments) + 1}")) is not None:
+            arguments.append(value)
+        if len(arguments) > self._limits.arguments:
+            raise self._failed(f"more than {self._limits.arguments} arguments")
+        return tuple(arguments)
+
+    # --- replies
+
+    def _take_line(self) -> bytes | None:
+        end = self._buffer.find(b"\n", self._scanned)
+        if end < 0:
+            self._scanned = len(self._buffer)
+            return None
+        line = self._buffer[:end]
+        self._buffer = self._buffer[end + 1 :]
+        self._scanned = 0
+        return line
+
+    def _on_line(self, line: bytes) -> Event | None:
+        if line == _HANGUP_LINE:
+            return _HANGUP
+        if self._usage is not None:
+            return self._on_usage_line(line, self._usage)
+        if self.state is State.WAITING:
+            known = _KNOWN_REPLIES.get(line)
+            if known is not None:
+                return self._answered(known)
+            return self._on_reply_line(line)
+        return self._on_stray_line(line)
+
+    def _on_stray_line(self, line: bytes) -> None:
+        """Drop the tail of a value, whose first lines looked like a whole reply."""
+        if not self._value_seen:
+            raise self._failed(f"a line that answers nothing: {line[:40]!r}")
+        self.stray_lines += 1
+
+    def _answered(self, reply: Reply) -> Reply:
+        self.state = State.IDLE
+        self._value_seen = reply.value is not None
+        return reply
+
+    def _on_reply_line(self, line: bytes) -> Event | None:
+        code = line[:4]
+        if code == b"200 ":
+            return self._on_success(line)
+        if code == b"520-":
+            self._usage = []
+            return None
+        if code in (b"510 ", b"511 ", b"520 "):
+            return self._answered(Reply(int(code), text=_text(line[4:])))
+        if code[:1] == b"1" and code[:3].isdigit():
+            return None  # 1xx is provisional: GOSUB says "100 result=0 Trying..."
+        return self._on_stray_line(line)
+
+    def _on_usage_line(self, line: bytes, usage: list[str]) -> Reply | None:
+        if line.startswith(b"520 "):
+            self._usage = None
+            return self._answered(Reply(520, text="\n".join(usage)))
+        usage.append(_text(line))
+        if sum(map(len, usage)) > MAX_REPLY_BYTES:
+            raise self._failed(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+        return None
+
+    def _on_success(self, line: bytes) -> Reply | None:
+        if b" (" in line:
+            whole = self._whole_value(line)
+            if whole is None:
+                return None
+            line = whole
+        found = _REPLY.fullmatch(_text(line[4:]))
+        if found is None:
+            raise self._failed(f"a reply without result=: {line[:40]!r}")
+        result, value, endpos, text = found.groups()
+        return self._answered(Reply(200, result, value, int(endpos) if endpos else None, text.strip()))
+
+    def _whole_value(self, line: bytes) -> bytes | None:
+        """Join the lines of a value that holds line ends; None while some are missing.
+
+        No other command is outstanding, so whatever has arrived behind the line is part of the
+        value, unless it is HANGUP.
+        """
+        rest = self._buffer
+        cut = 0
+        while not _is_hangup(rest[cut:]):
+            end = rest.find(b"\n", cut)
+            cut = len(rest) if end < 0 else end + 1
+        whole = line + b"\n" + rest[:cut]
+        if _VALUE_END.search(whole):
+            self._buffer = rest[cut:]
+            return whole[:-1]
+        if self._eof or len(whole) > MAX_REPLY_BYTES:
+            raise self._failed("a reply whose value does not end")
+        # The next line end that arrives makes one longer line of all this.
+        self._buffer = line + b"\n" + rest
+        self._scanned = len(self._buffer)
+        return None
+
+
+def _text(data: bytes) -> str:
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _is_hangup(data: bytes) -> bool:
+    """Whether data begins with the line HANGUP, or is the beginning of one; nothing counts as one."""
+    return data.startswith(b"HANGUP\n") or b"HANGUP\n".startswith(data)

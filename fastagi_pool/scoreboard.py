@@ -1,0 +1,314 @@
+"""The scoreboard: shared memory in which every worker tells how it fares.
+
+Laws:
+    * One slot per worker, one writer per field: the worker writes its slot, the master only clears
+      it before a new worker takes it. No locks: every field is one aligned 64-bit word.
+    * It outlives its writers. After a crash the master, and ``fastagi-pool status`` from outside,
+      still read what the worker last said.
+    * Nothing here decides anything.
+
+How it works: a file of fixed size, mapped shared by the master before any fork. A header of words
+says which master it belongs to; then one row of words per slot. Times are CLOCK_MONOTONIC in
+milliseconds, which all processes of a machine share.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass
+from enum import IntEnum
+from pathlib import Path
+from typing import Final
+
+#: Slots in a scoreboard: workers of all generations, draining ones included.
+SLOTS: Final = 1024
+_MAGIC: Final = 0x46_41_47_49_50_4F_4F_4C  # "FAGIPOOL"
+_VERSION: Final = 1
+_HEADER_WORDS: Final = 16
+_SLOT_WORDS: Final = 16
+_SIZE_BYTES: Final = 8 * (_HEADER_WORDS + SLOTS * _SLOT_WORDS)
+
+
+class _Header(IntEnum):
+    MAGIC = 0
+    VERSION = 1
+    MASTER_PID = 2
+    STARTED_MS = 3
+    GENERATION = 4
+    #: Number of slots in use or used so far: nobody need look beyond.
+    USED = 5
+
+
+class _Field(IntEnum):
+    PID = 0
+    GENERATION = 1
+    STATE = 2
+    STARTED_MS = 3
+    #: The worker promises to write again before this moment; 0 promises nothing.
+    DEADLINE_MS = 4
+    ACTIVE = 5
+    SERVED = 6
+    FAILED = 7
+    RSS_BYTES = 8
+    #: At this many calls the worker wakes the master; 0 for never. Written by the master.
+    CALL_LIMIT = 9
+    #: Calls accepted, counted from where the others stood when this worker came: for sharing evenly.
+    TURNS = 10
+
+
+class WorkerState(IntEnum):
+    """What a worker says about itself."""
+
+    FREE = 0
+    STARTING = 1
+    READY = 2
+    DRAINING = 3
+
+
+@dataclass(frozen=True, slots=True)
+class SlotFacts:
+    """One slot as it was at one moment.
+
+    Attributes:
+        slot: Its number.
+        pid: The worker's process; 0 before it has said so.
+        generation: Which load of the configuration and code it runs.
+        state: What it says it does.
+        started_s: Monotonic time of its start.
+        deadline_s: Monotonic time by which it promised a sign of life; 0 for no promise.
+        active: Calls in progress.
+        served: Calls ended.
+        failed: Calls ended in a failure.
+        rss_bytes: Resident memory as it last measured.
+    """
+
+    slot: int
+    pid: int
+    generation: int
+    state: WorkerState
+    started_s: float
+    deadline_s: float
+    active: int
+    served: int
+    failed: int
+    rss_bytes: int
+
+
+class SlotWriter:
+    """One worker's own slot: the only writer it has.
+
+    Plain attributes would be slower than the calls they count; this writes words directly.
+    """
+
+    __slots__ = ("_base", "_board", "_words", "slot")
+
+    def __init__(self, board: Scoreboard, slot: int) -> None:
+        self.slot = slot
+        self._board = board
+        self._words = board.words
+        self._base = _HEADER_WORDS + slot * _SLOT_WORDS
+
+    def begin(self, pid: int, generation: int, now_s: float) -> None:
+        """Take the slot over at the start of the worker."""
+        self._set(_Field.PID, pid)
+        self._set(_Field.GENERATION, generation)
+        self._set(_Field.STARTED_MS, int(now_s * 1000))
+        self._set(_Field.TURNS, self._board.fewest_turns())
+        self._set(_Field.STATE, WorkerState.STARTING)
+
+    def set_state(self, state: WorkerState) -> None:
+        """Say what the worker does from now on."""
+        self._set(_Field.STATE, state)
+
+    def promise(self, deadline_s: float) -> None:
+        """Promise a sign of life before this monotonic time."""
+        self._set(_Field.DEADLINE_MS, int(deadline_s * 1000))
+
+    def set_rss(self, rss_bytes: int) -> None:
+        """Publish the resident memory."""
+        self._set(_Field.RSS_BYTES, rss_bytes)
+
+    def call_begins(self) -> int:
+        """Count a call in; return how many are in progress now."""
+        words, base = self._words, self._base
+        words[base + 10] += 1
+        active = words[base + 5] + 1
+        words[base + 5] = active
+        return active
+
+    def call_ends(self, failed: bool) -> bool:
+        """Count a call out; return whether the master wants to be woken for it."""
+        words, base = self._words, self._base
+        words[base + 5] -= 1
+        served = words[base + 6] + 1
+        words[base + 6] = served
+        if failed:
+            words[base + 7] += 1
+        return served == words[base + 9]
+
+    @property
+    def active(self) -> int:
+        """Calls in progress."""
+        return self._words[self._base + _Field.ACTIVE]
+
+    @property
+    def turns(self) -> int:
+        """Calls accepted, as the others count them."""
+        return self._words[self._base + _Field.TURNS]
+
+    def _set(self, field: _Field, value: int) -> None:
+        self._words[self._base + field] = value
+
+
+class Scoreboard:
+    """The whole board, as any process sees it.
+
+    Attributes:
+        words: All of it as unsigned 64-bit words.
+    """
+
+    def __init__(self, memory: mmap.mmap) -> None:
+        self._memory = memory
+        self.words = memoryview(memory).cast("Q")
+
+    @classmethod
+    def create(cls, path: Path, master_pid: int, now_s: float) -> Scoreboard:
+        """Make a new board (master only).
+
+        The file takes the place of an old one in one step, so a reader of the old one keeps a
+        whole picture.
+
+        Args:
+            path: Where; on a memory file system if possible.
+            master_pid: Whose it is.
+            now_s: Monotonic time.
+
+        Raises:
+            OSError: The folder is not writable, or full.
+        """
+        fresh = path.with_name(f"{path.name}.{master_pid}")
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            # Reserve the blocks: a full file system must fail here and not as SIGBUS later.
+            os.posix_fallocate(fd, 0, _SIZE_BYTES)
+            board = cls(mmap.mmap(fd, _SIZE_BYTES))
+        except OSError:
+            fresh.unlink()
+            raise
+        finally:
+            os.close(fd)
+        board.words[_Header.VERSION] = _VERSION
+        board.words[_Header.MASTER_PID] = master_pid
+        board.words[_Header.STARTED_MS] = int(now_s * 1000)
+        board.words[_Header.MAGIC] = _MAGIC
+        fresh.rename(path)
+        return board
+
+    @classmethod
+    def attach(cls, path: Path) -> Scoreboard:
+        """Map an existing board for reading (any process).
+
+        Raises:
+            OSError: There is none, or it may not be read.
+            ValueError: The file is not a scoreboard of this version.
+        """
+        with path.open("rb") as file:
+            memory = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
+        if len(memory) != _SIZE_BYTES:
+            raise ValueError(f"{path} is not a scoreboard of this version")
+        board = cls(memory)
+        if (board.words[_Header.MAGIC], board.words[_Header.VERSION]) != (_MAGIC, _VERSION):
+            raise ValueError(f"{path} is not a scoreboard of this version")
+        return board
+
+    @classmethod
+    def attach_for_writing(cls, path: str) -> Scoreboard:
+        """Map an existing board to write one slot of it (workers only).
+
+        Raises:
+            OSError: There is none.
+        """
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            return cls(mmap.mmap(fd, _SIZE_BYTES))
+        finally:
+            os.close(fd)
+
+    @property
+    def master_pid(self) -> int:
+        """The process that made the board."""
+        return self.words[_Header.MASTER_PID]
+
+    @property
+    def started_s(self) -> float:
+        """Monotonic time at which the master made the board."""
+        return self.words[_Header.STARTED_MS] / 1000
+
+    @property
+    def generation(self) -> int:
+        """The generation in charge."""
+        return self.words[_Header.GENERATION]
+
+    def set_generation(self, generation: int) -> None:
+        """Publish which generation is in charge (master only)."""
+        self.words[_Header.GENERATION] = generation
+
+    def clear(self, slot: int, call_limit: int = 0) -> None:
+        """Empty a slot for its next worker, or after its last (master only).
+
+        Args:
+            slot: Which one.
+            call_limit: Calls after which its worker wakes the master; 0 for never.
+        """
+        base = _HEADER_WORDS + slot * _SLOT_WORDS
+        for word in range(_SLOT_WORDS):
+            self.words[base + word] = 0
+        self.words[base + _Field.CALL_LIMIT] = call_limit
+        self.words[_Header.USED] = max(self.words[_Header.USED], slot + 1)
+
+    def facts(self, slot: int) -> SlotFacts:
+        """Read one slot."""
+        row = self._row(slot)
+        return SlotFacts(
+            slot=slot,
+            pid=row[_Field.PID],
+            generation=row[_Field.GENERATION],
+            state=WorkerState(row[_Field.STATE]),
+            started_s=row[_Field.STARTED_MS] / 1000,
+            deadline_s=row[_Field.DEADLINE_MS] / 1000,
+            active=row[_Field.ACTIVE],
+            served=row[_Field.SERVED],
+            failed=row[_Field.FAILED],
+            rss_bytes=row[_Field.RSS_BYTES],
+        )
+
+    def occupied(self) -> list[SlotFacts]:
+        """Read all slots that have a worker."""
+        slots = (self.facts(slot) for slot in range(self.words[_Header.USED]))
+        return [facts for facts in slots if facts.pid]
+
+    def least_busy(self) -> tuple[int, int]:
+        """Return the fewest calls in progress and the fewest turns among the workers that accept.
+
+        Two separate minima: a worker compares itself with each.
+        """
+        words = self.words
+        active = turns = 1 << 62
+        end = _HEADER_WORDS + words[_Header.USED] * _SLOT_WORDS
+        for base in range(_HEADER_WORDS, end, _SLOT_WORDS):
+            if words[base + 2] == 2:  # WorkerState.READY, unwrapped: this runs at every accept
+                if words[base + 5] < active:
+                    active = words[base + 5]
+                if words[base + 10] < turns:
+                    turns = words[base + 10]
+        return active, turns
+
+    def fewest_turns(self) -> int:
+        """Return the fewest turns among the workers that accept; 0 if none does."""
+        turns = self.least_busy()[1]
+        return 0 if turns == 1 << 62 else turns
+
+    def _row(self, slot: int) -> list[int]:
+        base = _HEADER_WORDS + slot * _SLOT_WORDS
+        return self.words[base : base + _SLOT_WORDS].tolist()

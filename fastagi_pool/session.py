@@ -1,0 +1,348 @@
+"""Session: one socket, one AgiConnection and one deadline.
+
+Laws:
+    * At any moment exactly one limit runs: for the environment, for Asterisk's answer to a command
+      (idle), or for the handler's own time (script). Asterisk's time never counts as the handler's:
+      a Dial may last hours.
+    * A session keeps no timer. It says when its limit ends; the worker looks at all its sessions a
+      few times a second and calls :meth:`Session.expire`.
+    * A whole command line goes out before anything else happens to the socket.
+    * Closing is a success to the dialplan. Only :meth:`Session.fail` is not.
+
+Source: asterisk res/res_agi.c, run_agi(): the line "failure"; the endings of sessions were recorded
+from Asterisk 16 and 22.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+from time import monotonic
+from typing import Any, Final, Literal
+
+import gevent
+
+from fastagi_pool.errors import CallEnded, CallHangup, CallPeerGone, CallStopped, CallTimeout, RemoteProtocolError
+from fastagi_pool.protocol import (
+    NEED_DATA,
+    AgiConnection,
+    ConnectionClosed,
+    Event,
+    Hangup,
+    HeaderLimits,
+    NeedData,
+    Reply,
+    Request,
+)
+
+#: Room for an environment in one piece; larger ones come in several.
+_RECEIVE_BYTES: Final = 16384
+#: How long HANGUP may come behind the -1 that it causes: 45 ms were seen.
+HANGUP_GRACE_S: Final = 0.1
+#: How long a failed session waits for Asterisk to have read the reason.
+CLOSING_S: Final = 5.0
+#: How often a handler that does not let go of an ended call is interrupted again.
+_INSIST_S: Final = 1.0
+#: A limit that is off. Compared with monotonic times only.
+_NEVER: Final = float("inf")
+
+_READ: Final = 1
+_WRITE: Final = 2
+
+Limit = Literal["header", "idle", "script", "closing", "over"]
+
+
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """What a session may take; 0 for no limit.
+
+    Attributes:
+        header_s: From accept until the environment is whole.
+        idle_s: Waiting for Asterisk's answer to one command.
+        script_s: The handler's own time, in all.
+    """
+
+    header_s: float = 10.0
+    idle_s: float = 14400.0
+    script_s: float = 60.0
+
+
+class Session:
+    """One connection from Asterisk, from accept to close.
+
+    Attributes:
+        peer: The address it comes from.
+        accepted_s: Monotonic time of accept.
+        deadline_s: When the running limit ends.
+        greenlet: Who serves it; what :meth:`expire` interrupts.
+        commands: Number of commands sent.
+        asterisk_s: Time spent waiting for replies.
+        script_s: Time spent by the handler.
+        hung_up: Whether HANGUP was seen.
+    """
+
+    __slots__ = (
+        "_agi",
+        "_hangup_told",
+        "_hub",
+        "_limit",
+        "_limits",
+        "_mark_s",
+        "_over",
+        "_quick_ack",
+        "_reader",
+        "_socket",
+        "_unsent",
+        "accepted_s",
+        "asterisk_s",
+        "commands",
+        "deadline_s",
+        "greenlet",
+        "hung_up",
+        "peer",
+        "script_s",
+    )
+
+    def __init__(
+        self, connection: Any, peer: str, hub: Any, limits: SessionLimits, header_limits: HeaderLimits
+    ) -> None:
+        """Take over a connection.
+
+        Args:
+            connection: A non-blocking socket of the plain ``_socket`` kind.
+            peer: Its address, for the logs.
+            hub: gevent's hub of this thread.
+            limits: What the session may take until a route says otherwise.
+            header_limits: What the environment may cost.
+        """
+        self.peer = peer
+        self.accepted_s = self._mark_s = monotonic()
+        self.greenlet: Any = None
+        self.commands = 0
+        self.asterisk_s = self.script_s = 0.0
+        self.hung_up = False
+        self._agi = AgiConnection(header_limits)
+        self._hub = hub
+        self._limits = limits
+        self._over: CallEnded | None = None
+        self._hangup_told = False
+        self._quick_ack = False
+        self._unsent = b""
+        self._socket = connection
+        self._reader = hub.loop.io(connection.fileno(), _READ)
+        self._arm("header", self.accepted_s, limits.header_s)
+
+    # --- the conversation
+
+    def receive_request(self) -> Request | None:
+        """Wait for the environment.
+
+        Returns:
+            The request; None if the peer closed without a word, as a probe does.
+
+        Raises:
+            RemoteProtocolError: What came is not AGI.
+            CallTimeout: It did not come in time.
+            CallPeerGone: The connection broke.
+        """
+        self._receive()
+        event = self._next_event()
+        if isinstance(event, ConnectionClosed):
+            return None
+        if not isinstance(event, Request):
+            raise RemoteProtocolError(f"an environment was expected, not {event}")
+        return event
+
+    def begin(self, limits: SessionLimits) -> None:
+        """Start the handler's time under the limits of its route."""
+        self._limits = limits
+        self._mark_s = monotonic()
+        self._arm_script(self._mark_s)
+
+    def execute(self, line: bytes) -> Reply:
+        """Send one command line and wait for its reply.
+
+        Raises:
+            CallHangup: The caller hung up, now or since the last command; raised once, after the
+                reply has been read, so the session stays in step and can go on.
+            CallTimeout: Asterisk did not answer in time, or the handler's time is over.
+            CallPeerGone: Asterisk closed the connection.
+            RemoteProtocolError: The answer is not AGI.
+        """
+        if self._over is not None:
+            raise self._over
+        data = self._agi.send_command(line)
+        now_s = monotonic()
+        self.script_s += now_s - self._mark_s
+        self._mark_s = now_s
+        self._arm("idle", now_s, self._limits.idle_s)
+        self.commands += 1
+        self._send(data)
+        self._wait(self._reader)
+        self._receive()
+        event = self._next_event()
+        now_s = monotonic()
+        self.asterisk_s += now_s - self._mark_s
+        self._mark_s = now_s
+        self._arm_script(now_s)
+        if not isinstance(event, Reply):
+            raise self._gone("Asterisk closed the connection")
+        if self.hung_up and not self._hangup_told:
+            self._tell_hangup()
+        return event
+
+    def await_hangup(self) -> None:
+        """Give a HANGUP that follows a -1 the time to arrive.
+
+        Raises:
+            CallHangup: It came, and no one was told yet.
+        """
+        if not self.hung_up:
+            self._acknowledge_quickly()
+            with gevent.Timeout(HANGUP_GRACE_S, False):
+                self._wait(self._reader)
+                self._receive()
+            self._next_event_if_any()
+        if self.hung_up and not self._hangup_told:
+            self._tell_hangup()
+
+    def _tell_hangup(self) -> None:
+        self._hangup_told = True
+        raise CallHangup("the caller hung up")
+
+    # --- the end
+
+    def finish(self) -> None:
+        """Close: to the dialplan, a success."""
+        self.close()
+
+    def fail(self) -> None:
+        """Tell the dialplan AGISTATUS=FAILURE, wait until Asterisk has read it, and close.
+
+        The line goes out behind whatever command is still running. Closing at once could reset the
+        connection and take the line with it, so the end of Asterisk's side is awaited, for
+        ``CLOSING_S`` at most.
+        """
+        self._arm("closing", monotonic(), CLOSING_S)
+        try:
+            self._send(self._unsent + b"failure\n")
+            self._socket.shutdown(socket.SHUT_WR)
+            while self._receive_some():
+                pass
+        except (OSError, CallEnded):
+            pass  # It is gone, or does not listen; there is no one left to tell.
+        finally:
+            self.close()
+
+    def close(self) -> None:
+        """Let go of the connection; may be called twice."""
+        if self._socket is not None:
+            self.deadline_s = _NEVER
+            self._reader.stop()
+            self._reader.close()
+            self._socket.close()
+            self._socket = None
+
+    # --- limits
+
+    def expire(self, now_s: float) -> None:
+        """Interrupt the handler: its limit is over (called by the worker, in the hub)."""
+        if self._over is None and self._limit != "closing":
+            limit_s = {
+                "header": self._limits.header_s,
+                "idle": self._limits.idle_s,
+                "script": self._limits.script_s,
+            }.get(self._limit, 0.0)
+            self._over = CallTimeout(self._limit, limit_s)
+        self._interrupt(now_s, self._over or CallTimeout(self._limit, CLOSING_S))
+
+    def stop(self, now_s: float) -> None:
+        """Interrupt the handler: the worker must end (called by the worker, in the hub)."""
+        if self._over is None:
+            self._over = CallStopped("the worker must end")
+        self._interrupt(now_s, self._over)
+
+    def _interrupt(self, now_s: float, why: CallEnded) -> None:
+        self._arm("over" if self._limit != "closing" else "closing", now_s, _INSIST_S)
+        if self.greenlet is not None:
+            self.greenlet.kill(why, block=False)
+
+    def _arm(self, limit: Limit, now_s: float, limit_s: float) -> None:
+        self._limit = limit
+        self.deadline_s = now_s + limit_s if limit_s else _NEVER
+
+    def _arm_script(self, now_s: float) -> None:
+        self._limit = "script"
+        limit_s = self._limits.script_s
+        self.deadline_s = now_s + max(0.0, limit_s - self.script_s) if limit_s else _NEVER
+
+    # --- bytes
+
+    def _next_event(self) -> Event:
+        """Read until there is an event other than HANGUP."""
+        agi = self._agi
+        while True:
+            event = agi.next_event()
+            if event is NEED_DATA:
+                # What comes in pieces waits for our acknowledgement between them.
+                self._acknowledge_quickly()
+                self._wait(self._reader)
+                self._receive()
+            elif isinstance(event, Hangup):
+                self.hung_up = True
+            else:
+                return event
+
+    def _next_event_if_any(self) -> None:
+        event: Event | NeedData = self._agi.next_event()
+        if isinstance(event, Hangup):
+            self.hung_up = True
+
+    def _receive(self) -> None:
+        self._agi.receive_data(self._receive_some())
+
+    def _receive_some(self) -> bytes:
+        while True:
+            try:
+                data: bytes = self._socket.recv(_RECEIVE_BYTES)
+                return data
+            except BlockingIOError:
+                self._wait(self._reader)
+            except OSError as error:
+                raise self._gone(f"the connection broke: {error}") from error
+
+    def _send(self, data: bytes) -> None:
+        while True:
+            try:
+                sent = self._socket.send(data)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                raise self._gone(f"the connection broke: {error}") from error
+            if sent == len(data):
+                self._unsent = b""
+                return
+            # Half a line makes Asterisk spin: whatever interrupts us, fail() sends the rest first.
+            self._unsent = data = data[sent:]
+            writer = self._hub.loop.io(self._socket.fileno(), _WRITE)
+            try:
+                self._wait(writer)
+            finally:
+                writer.close()
+
+    def _wait(self, watcher: Any) -> None:
+        self._hub.wait(watcher)
+
+    def _gone(self, reason: str) -> CallPeerGone:
+        gone = CallPeerGone(reason)
+        if self._over is None:
+            self._over = gone
+        return gone
+
+    def _acknowledge_quickly(self) -> None:
+        """Spare the 40 ms that Nagle's algorithm costs Asterisk between two pieces (41 -> 0.1 ms)."""
+        if self._socket.family != socket.AF_UNIX:
+            try:
+                self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+            except OSError:
+                pass  # The peer is gone; reading will say so.

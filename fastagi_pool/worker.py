@@ -1,0 +1,401 @@
+"""Worker: the life of a child. Accepts calls, serves each in a greenlet, drains, ends.
+
+Laws:
+    * A connection that was accepted is served to its end; a worker that must go stops accepting
+      and leaves what waits in the queue to the others.
+    * Nothing of the master's is decided here. The worker says how it fares in its scoreboard slot,
+      wakes the master when it was asked to, and does what signals tell it (see :data:`WORKER_SIGNALS`).
+    * A worker whose master is gone drains and ends: nobody would replace or watch it.
+
+How accepting is shared: several processes wait on one listening socket, and the kernel wakes
+whom it likes. So a worker that has more calls in progress, or took more turns, than the worker with
+the fewest steps back for a moment and lets another take the call. The moment is bounded: if nobody
+came, it takes the call itself.
+"""
+
+from __future__ import annotations
+
+import _socket
+import faulthandler
+import ipaddress
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from time import monotonic
+from typing import Any, Final
+
+import gevent
+import gevent.event
+from setproctitle import setproctitle
+
+from fastagi_pool.application import Application
+from fastagi_pool.context import Context
+from fastagi_pool.database import Database
+from fastagi_pool.dispatch import Dispatcher
+from fastagi_pool.errors import DatabaseUnavailable
+from fastagi_pool.logs import AccessLog, LogFile, configure
+from fastagi_pool.messages import DUMP_SIGNAL
+from fastagi_pool.protocol import HeaderLimits
+from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
+from fastagi_pool.session import Session, SessionLimits
+
+#: What a worker listens to; everything else that the master understands it ignores.
+WORKER_SIGNALS: Final = frozenset(
+    {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1, DUMP_SIGNAL}
+)
+#: Connections taken in one go, before the calls in progress get their turn again.
+ACCEPT_BATCH: Final = 16
+#: How many more calls in progress than the least busy worker, or more turns than the one with the
+#: fewest, make a worker step back.
+ACTIVE_SLACK: Final = 2
+TURNS_SLACK: Final = 16
+#: One step back lasts this long; after so many in a row the worker takes the call itself.
+STEP_BACK_S: Final = 0.001
+STEPS_BACK: Final = 4
+#: How often limits of sessions are looked at: how late a time-out may come.
+SWEEP_S: Final = 0.1
+#: How often a worker gives a sign of life, unless the watchdog wants it more often.
+BEAT_S: Final = 1.0
+#: Pause in accepting when the process or the machine is out of file descriptors or memory.
+EXHAUSTED_S: Final = 0.1
+#: Remembered answers to "may this address call?"; beyond it the memory begins anew.
+_REMEMBERED_PEERS: Final = 4096
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_READ: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Birth:
+    """What a new worker is told.
+
+    Attributes:
+        slot: Its place in the scoreboard, which is also its number.
+        generation: Which load of configuration and code it belongs to.
+        scoreboard: Path of the scoreboard.
+        listeners: The listening sockets.
+    """
+
+    slot: int
+    generation: int
+    scoreboard: str
+    listeners: tuple[socket.socket, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What a worker inherits besides what was loaded.
+
+    Attributes:
+        log: The log file.
+        access: The access log's file; None for no access log.
+        bell_fd: Written to, it wakes the master.
+        lifeline_fd: Reading from it ends when the master does.
+    """
+
+    log: LogFile
+    access: LogFile | None
+    bell_fd: int
+    lifeline_fd: int
+
+
+class Worker:
+    """One worker process, from after the fork to its exit code."""
+
+    def __init__(self, birth: Birth, application: Application, surroundings: Surroundings) -> None:
+        """Take the slot over. Called in the child.
+
+        Args:
+            birth: Who we are.
+            application: What to serve.
+            surroundings: What we inherited.
+        """
+        self._pid = os.getpid()
+        self._config = application.config
+        self._application = application
+        self._surroundings = surroundings
+        self._birth = birth
+        self._board = Scoreboard.attach_for_writing(birth.scoreboard)
+        self._slot = SlotWriter(self._board, birth.slot)
+        self._slot.begin(self._pid, birth.generation, monotonic())
+        self._identity = f"worker={birth.slot} gen={birth.generation} pid={self._pid}"
+        self._log = configure(surroundings.log, self._config.log.level, self._identity)
+        # A handler module that used gevent while it was imported left a hub of the zygote's.
+        gevent.reinit()
+        self._hub: Any = gevent.get_hub()
+        self._lifeline = self._hub.loop.io(surroundings.lifeline_fd, _READ)
+        self._sessions: set[Session] = set()
+        self._watchers: list[Any] = []
+        self._acceptors: list[Any] = []
+        self._full = False
+        self._steps_back = 0
+        self._draining = False
+        self._over = gevent.event.Event()
+        self._databases = {settings.name: Database(settings) for settings in application.databases}
+        self._state: dict[str, Any] = {}
+        self._dispatcher = self._build_dispatcher()
+        limits = self._config.limits
+        self._session_limits = SessionLimits(limits.header_timeout, limits.idle_timeout, limits.script_timeout)
+        self._header_limits = HeaderLimits(limits.header_size, limits.line_length, limits.arguments)
+        self._max_active = self._config.calls_per_worker
+        self._peers: dict[str, bool] = {}
+
+    def run(self) -> int:
+        """Live; return the exit code."""
+        faulthandler.register(DUMP_SIGNAL, file=self._surroundings.log.fileno(), all_threads=True)
+        self._listen_to_signals()
+        self._lifeline.start(self._on_master_gone)
+        self._set_title()
+        try:
+            self._open_databases()
+            for setup in self._application.setups:
+                setup(self._worker_context())
+        except DatabaseUnavailable as error:
+            self._log.error("cannot start: %s", error)
+            return 1
+        except BaseException:
+            self._log.exception("cannot start")
+            return 1
+        self._begin_serving()
+        self._over.wait()
+        return self._end()
+
+    # --- beginning and end
+
+    def _build_dispatcher(self) -> Dispatcher:
+        access = self._surroundings.access
+        return Dispatcher(
+            table=self._application.table,
+            handlers=self._application.handlers,
+            databases=self._databases,
+            state=self._state,
+            log=self._log,
+            access=AccessLog(access, self._identity) if access is not None else None,
+            ref_prefix=f"{int(time.time()):x}-{self._pid:x}-",
+        )
+
+    def _open_databases(self) -> None:
+        for database in self._databases.values():
+            try:
+                database.open()
+            except DatabaseUnavailable as error:
+                if database.settings.required_at_boot:
+                    raise
+                self._log.warning("starting without it: %s", error)
+
+    def _worker_context(self) -> Context:
+        return Context(self._databases, self._log, self._state)
+
+    def _begin_serving(self) -> None:
+        self._beat()
+        watchdog_s = self._config.watchdog
+        beat_s = min(BEAT_S, watchdog_s / 4) if watchdog_s else BEAT_S
+        self._watch(self._hub.loop.timer(beat_s, repeat=beat_s), self._beat)
+        self._watch(self._hub.loop.timer(SWEEP_S, repeat=SWEEP_S), self._sweep)
+        for listener in self._birth.listeners:
+            plain = _socket.socket(fileno=os.dup(listener.fileno()))
+            plain.setblocking(False)
+            acceptor = self._hub.loop.io(plain.fileno(), _READ)
+            self._acceptors.append((acceptor, partial(self._on_readable, plain)))
+        self._resume_accepting()
+        if not self._draining:
+            self._slot.set_state(WorkerState.READY)
+        self._ring()
+        self._end_if_idle()
+
+    def _end(self) -> int:
+        for teardown in self._application.teardowns:
+            try:
+                teardown(self._worker_context())
+            except Exception:
+                self._log.exception("teardown failed")
+        for database in self._databases.values():
+            database.close()
+        return 0
+
+    # --- signals and the master
+
+    def _listen_to_signals(self) -> None:
+        orders: dict[int, Callable[[], None]] = {
+            signal.SIGTERM: self._drain,
+            signal.SIGQUIT: self._drain,
+            signal.SIGINT: self._stop,
+            signal.SIGUSR1: self._reopen_logs,
+        }
+        for number, order in orders.items():
+            # Python's own handlers are ours to set: the zygote ignored the number.
+            self._watch(self._hub.loop.signal(number), order)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
+
+    def _watch(self, watcher: Any, callback: Callable[[], None]) -> None:
+        watcher.start(callback)
+        self._watchers.append(watcher)
+
+    def _on_master_gone(self) -> None:
+        self._lifeline.stop()
+        if not self._draining:
+            self._log.warning("the master is gone: finishing %d calls", self._slot.active)
+        self._drain()
+        self._watch(self._hub.loop.timer(self._config.graceful_timeout), self._stop)
+
+    def _drain(self) -> None:
+        if self._draining:
+            return
+        self._draining = True
+        self._slot.set_state(WorkerState.DRAINING)
+        self._pause_accepting()
+        self._ring()
+        self._end_if_idle()
+
+    def _stop(self) -> None:
+        self._drain()
+        now_s = monotonic()
+        for session in list(self._sessions):
+            session.stop(now_s)
+
+    def _reopen_logs(self) -> None:
+        for file in (self._surroundings.log, self._surroundings.access):
+            if file is not None:
+                try:
+                    file.reopen()
+                except OSError as error:
+                    self._log.error("cannot reopen %s: %s", file.target, error)
+
+    def _ring(self) -> None:
+        try:
+            os.write(self._surroundings.bell_fd, b"!")
+        except (BlockingIOError, BrokenPipeError):
+            pass  # The bell is ringing already, or nobody is there to hear it.
+
+    # --- time
+
+    def _beat(self) -> None:
+        watchdog_s = self._config.watchdog
+        if watchdog_s:
+            self._slot.promise(monotonic() + watchdog_s)
+        self._slot.set_rss(_resident_bytes())
+        self._set_title()
+
+    def _set_title(self) -> None:
+        setproctitle(
+            f"fastagi-pool: worker {self._birth.slot} (gen {self._birth.generation}) {self._slot.active} calls"
+        )
+
+    def _sweep(self) -> None:
+        now_s = monotonic()
+        late = [session for session in self._sessions if session.deadline_s <= now_s]
+        for session in late:
+            session.expire(now_s)
+
+    # --- accepting
+
+    def _resume_accepting(self) -> None:
+        self._full = False
+        if not self._draining:
+            for acceptor, callback in self._acceptors:
+                acceptor.start(callback)
+
+    def _pause_accepting(self) -> None:
+        for acceptor, _ in self._acceptors:
+            acceptor.stop()
+
+    def _pause_for(self, pause_s: float) -> None:
+        self._pause_accepting()
+        timer = self._hub.loop.timer(pause_s)
+        timer.start(self._resume_accepting)
+
+    def _on_readable(self, listener: Any) -> None:
+        """Take connections; runs in the hub, so nothing here may block or raise."""
+        if self._steps_back < STEPS_BACK and self._has_more_than_others():
+            self._steps_back += 1
+            self._pause_for(STEP_BACK_S)
+            return
+        self._steps_back = 0
+        for _ in range(ACCEPT_BATCH):
+            if self._slot.active >= self._max_active:
+                self._full = True
+                self._pause_accepting()
+                return
+            try:
+                descriptor, address = listener._accept()
+            except BlockingIOError:
+                return
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                self._log.error("cannot accept: %s", error)
+                self._pause_for(EXHAUSTED_S)
+                return
+            self._begin_session(listener, descriptor, address)
+
+    def _has_more_than_others(self) -> bool:
+        fewest_active, fewest_turns = self._board.least_busy()
+        slot = self._slot
+        return slot.active > fewest_active + ACTIVE_SLACK or slot.turns > fewest_turns + TURNS_SLACK
+
+    def _begin_session(self, listener: Any, descriptor: int, address: Any) -> None:
+        connection = _socket.socket(listener.family, listener.type, listener.proto, descriptor)
+        connection.setblocking(False)
+        peer = address[0] if isinstance(address, tuple) else "unix"
+        session = Session(connection, peer, self._hub, self._session_limits, self._header_limits)
+        serve = self._dispatcher.serve if self._may_call(peer) else self._dispatcher.deny
+        self._slot.call_begins()
+        session.greenlet = gevent.spawn(self._serve, serve, session)
+
+    def _serve(self, serve: Callable[[Session], object], session: Session) -> None:
+        self._sessions.add(session)
+        failed = True
+        try:
+            failed = bool(serve(session))
+        except BaseException:
+            self._log.exception("a call could not be ended in order")
+            session.close()
+        finally:
+            self._sessions.discard(session)
+            if self._slot.call_ends(failed):
+                self._ring()
+            if self._draining:
+                self._end_if_idle()
+            elif self._full:
+                self._resume_accepting()
+
+    def _end_if_idle(self) -> None:
+        if self._draining and not self._slot.active:
+            self._over.set()
+
+    def _may_call(self, peer: str) -> bool:
+        known = self._peers.get(peer)
+        if known is None:
+            if len(self._peers) >= _REMEMBERED_PEERS:
+                self._peers.clear()
+            known = self._peers[peer] = _is_allowed(peer, self._config.allow)
+        return known
+
+
+def _is_allowed(peer: str, networks: Sequence[Any]) -> bool:
+    """Whether an address may call: everything that can reach us, unless there is a list."""
+    if peer == "unix" or not networks:
+        return True
+    address = ipaddress.ip_address(peer.partition("%")[0])
+    # A dual-stack socket shows an IPv4 caller as ::ffff:10.0.0.1.
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return any(mapped in network for network in networks)
+
+
+def _resident_bytes() -> int:
+    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 -- once a second in every worker
+        return int(file.read().split()[1]) * _PAGE_BYTES
+
+
+def live(application: Application, surroundings: Surroundings, birth: Birth) -> int:
+    """Be a worker, from birth to exit code (called in the child that the zygote forked)."""
+    code = Worker(birth, application, surroundings).run()
+    sys.stdout.flush()
+    return code
+
+

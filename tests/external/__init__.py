@@ -1,0 +1,1 @@
+"""Tests against the real outside world: Asterisk and database servers."""

@@ -1,0 +1,913 @@
+"""The configuration: values, defaults, bounds, problems, and what is shown of it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from fastagi_pool.config import (
+    MAX_DURATION_S,
+    Config,
+    Database,
+    Limits,
+    ListenAddress,
+    ListenKind,
+    LoadedConfig,
+    Log,
+    LogLevel,
+    Route,
+    effective,
+    format_duration,
+    format_size,
+    json_schema,
+    load,
+    load_text,
+    parse_duration,
+    parse_size,
+)
+from fastagi_pool.errors import ConfigError
+
+ROOT = Path(__file__).resolve().parent.parent
+ROUTE = "routes: [{default: true, handler: a:b}]\n"
+DEFAULTS = Config(routes=(Route(default=True, handler="a:b"),))
+
+
+def loaded(text: str, environment: Mapping[str, str] | None = None) -> LoadedConfig:
+    """Load an embedded text under the name ``x.yaml``."""
+    return load_text(dedent(text), "x.yaml", Path("/"), environment or {})
+
+
+def config(text: str, environment: Mapping[str, str] | None = None) -> Config:
+    """Load an embedded text to which one route is added."""
+    return loaded(ROUTE + dedent(text), environment).config
+
+
+def route(text: str) -> Route:
+    """Load one route, given as the inside of a flow mapping."""
+    return loaded(f"databases: {{db: {{url: 'sqlite://'}}}}\nroutes: [{{{text}}}]").config.routes[0]
+
+
+def problems(text: str, environment: Mapping[str, str] | None = None) -> list[str]:
+    """Give the problems of a text as the operator reads them."""
+    with pytest.raises(ConfigError) as caught:
+        loaded(text, environment)
+    return [str(problem) for problem in caught.value.problems]
+
+
+def problem(line: str, environment: Mapping[str, str] | None = None) -> str:
+    """Give the only problem of a configuration with one route and this second line."""
+    found = problems(ROUTE + line, environment)
+    assert len(found) == 1
+    return found[0].removeprefix("x.yaml:2: ")
+
+
+# -- Durations and sizes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("500ms", 0.5),
+        ("30s", 30.0),
+        ("5m", 300.0),
+        ("4h", 14400.0),
+        ("1d", 86400.0),
+        ("1h30m", 5400.0),
+        ("1d1h1m1s1ms", 90061.001),
+        ("1.5h", 5400.0),
+        ("0", 0.0),
+        ("0s", 0.0),
+        ("2.5", 2.5),
+        (30, 30.0),
+        (0.25, 0.25),
+        ("3650d", MAX_DURATION_S),
+    ],
+)
+def test_parse_duration(text: object, seconds: float) -> None:
+    """Every way to write a duration gives its seconds."""
+    assert parse_duration(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ("", "must be a duration"),
+        ("-", "must be a duration"),
+        ("5min", "must be a duration"),
+        ("30m1h", "must be a duration"),
+        ("1h 30m", "must be a duration"),
+        ("5M", "must be a duration"),
+        ("٣s", "must be a duration"),
+        ("nan", "must be a duration"),
+        ("inf", "must be a duration"),
+        (float("nan"), "must be a duration"),
+        (float("inf"), "ten years"),
+        (float("-inf"), "negative"),
+        (10**400, "ten years"),
+        (-(10**400), "negative"),
+        ("-5s", "negative"),
+        (-1, "negative"),
+        ("3651d", "ten years"),
+        ("999999999999d", "ten years"),
+        (True, "must be a duration"),
+        (None, "must be a duration"),
+        ([5], "not a list"),
+        ({}, "not a mapping"),
+    ],
+)
+def test_parse_duration_refuses(value: object, message: str) -> None:
+    """What is no duration is refused with a message that says what one looks like."""
+    with pytest.raises(ValueError, match=message):
+        parse_duration(value)
+
+
+@settings(derandomize=True)
+@given(
+    st.floats(min_value=0, max_value=MAX_DURATION_S, allow_subnormal=False).filter(
+        lambda s: s == 0 or s > 1e-9
+    )
+)
+def test_duration_survives_writing(seconds: float) -> None:
+    """A duration that is written reads as exactly the same number."""
+    assert parse_duration(format_duration(seconds)) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "0s"), (0.5, "500ms"), (60.0, "1m"), (5400.0, "1h30m"), (1.2345, "1.2345s")]
+)
+def test_format_duration(seconds: float, text: str) -> None:
+    """A duration is written as people write it."""
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("64KB", 65536), ("256MB", 2**28), ("1GB", 2**30), ("512B", 512), ("100", 100), (100, 100), ("0", 0)],
+)
+def test_parse_size(text: object, size: int) -> None:
+    """Every way to write a size gives its bytes, with units of 1024."""
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize(
+    "value", ["", "1.5MB", "64K", "64kb", "KB", "1 GB", "1TB", 1.5, True, None, [], "9" * 40]
+)
+def test_parse_size_refuses(value: object) -> None:
+    """What is no size is refused with a message that says what one looks like."""
+    with pytest.raises(ValueError, match="must be a size"):
+        parse_size(value)
+
+
+@pytest.mark.parametrize("value", ["-1KB", -1])
+def test_parse_size_refuses_negative(value: object) -> None:
+    """A size below zero is named as such."""
+    with pytest.raises(ValueError, match="negative"):
+        parse_size(value)
+
+
+@settings(derandomize=True)
+@given(st.integers(min_value=0, max_value=10**15 - 1))
+def test_size_survives_writing(size: int) -> None:
+    """A size that is written reads as exactly the same number."""
+    assert parse_size(format_size(size)) == size
+
+
+# -- Addresses --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "loopback"),
+    [
+        ("127.0.0.1:4577", ListenAddress(ListenKind.TCP, "127.0.0.1", 4577), True),
+        ("127.9.9.9:0", ListenAddress(ListenKind.TCP, "127.9.9.9", 0), True),
+        ("192.0.2.1:65535", ListenAddress(ListenKind.TCP, "192.0.2.1", 65535), False),
+        ("[::1]:4577", ListenAddress(ListenKind.TCP, "::1", 4577), True),
+        ("[2001:db8::1]:1", ListenAddress(ListenKind.TCP, "2001:db8::1", 1), False),
+        ("*:4577", ListenAddress(ListenKind.TCP, "*", 4577), False),
+        ("unix:/run/x.sock", ListenAddress(ListenKind.UNIX, path="/run/x.sock"), True),
+        ("systemd", ListenAddress(ListenKind.SYSTEMD), False),
+    ],
+)
+def test_listen_address(text: str, address: ListenAddress, loopback: bool) -> None:
+    """An address is read, knows whether strangers can reach it, and gives its text back."""
+    assert ListenAddress.parse(text) == address
+    assert str(address) == text
+    assert address.is_loopback is loopback
+
+
+def test_listen_address_in_other_spellings() -> None:
+    """Two spellings of one address are equal, so that duplicates are found."""
+    assert ListenAddress.parse(":4577") == ListenAddress.parse("*:4577")
+    assert ListenAddress.parse("[0:0::1]:1") == ListenAddress.parse("[::1]:1")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("localhost:4577", "not a host name"),
+        ("pbx.example.com:4577", "not a host name"),
+        ("127.0.0.1", "with a port"),
+        ("4577", "with a port"),
+        ("127.0.0.1:", "with a port"),
+        ("127.0.0.1:65536", "with a port"),
+        ("127.0.0.1:-1", "with a port"),
+        ("127.0.0.1:٣", "with a port"),
+        ("127.0.0.1:4577 ", "with a port"),
+        ("::1:4577", "brackets"),
+        ("[127.0.0.1]:4577", "brackets"),
+        ("999.0.0.1:1", "not a host name"),
+        ("unix:relative.sock", "absolute path"),
+        ("unix:", "absolute path"),
+        ("unix:/" + "x" * 107, "more than 107 bytes"),
+        ("", "with a port"),
+    ],
+)
+def test_listen_address_refuses(text: str, message: str) -> None:
+    """What is no address is refused with the reason."""
+    with pytest.raises(ValueError, match=message):
+        ListenAddress.parse(text)
+
+
+# -- What a file gives ------------------------------------------------------------------------------------
+
+
+def test_defaults() -> None:
+    """A file with nothing but a route gives the documented defaults."""
+    found = config("")
+    assert found == DEFAULTS
+    assert found.listen == (ListenAddress(ListenKind.TCP, "127.0.0.1", 4577),)
+    assert (found.backlog, found.allow, found.workers, found.calls_per_worker) == (1024, (), "auto", 1000)
+    assert (found.max_calls, found.max_calls_jitter, found.max_lifetime, found.max_memory) == (
+        10000,
+        0.1,
+        0,
+        0,
+    )
+    assert (found.max_unavailable, found.max_draining) == (1, 16)
+    assert (found.graceful_timeout, found.drain_timeout, found.boot_timeout) == (30, 14400, 60)
+    assert (found.boot_retries, found.watchdog) == (10, 30)
+    assert (found.python_path, found.runtime_dir, found.pid_file) == ((), Path("/run/fastagi-pool"), "")
+    assert found.limits == Limits(
+        header_timeout=10,
+        idle_timeout=14400,
+        script_timeout=60,
+        header_size=65536,
+        line_length=16384,
+        arguments=127,
+    )
+    assert found.log == Log(file="-", level=LogLevel.INFO, access="-")
+    assert found.databases == {}
+
+
+def test_database_defaults() -> None:
+    """A database needs nothing but its URL."""
+    assert config("databases: {a: {url: 'sqlite://'}}").databases == {
+        "a": Database(
+            url=("sqlite://",),
+            password="",
+            pool_size=4,
+            pool_timeout=5,
+            idle_ping=30,
+            max_age=3600,
+            connect_timeout=5,
+            read_timeout=30,
+            write_timeout=30,
+            required_at_boot=True,
+        )
+    }
+
+
+def test_everything_set() -> None:
+    """Every key that is set reaches the model with its type."""
+    found = config(
+        """
+        listen: ["*:4577", systemd]
+        allow: [10.0.0.0/8, "2001:db8::/32", 192.0.2.7]
+        workers: 3
+        max_memory: 256MB
+        max_calls_jitter: 0
+        log: {level: debug, access: off}
+        pid_file: /run/x.pid
+        """
+    )
+    assert [str(address) for address in found.listen] == ["*:4577", "systemd"]
+    assert found.allow == (
+        ipaddress.ip_network("10.0.0.0/8"),
+        ipaddress.ip_network("2001:db8::/32"),
+        ipaddress.ip_network("192.0.2.7/32"),
+    )
+    assert (found.workers, found.max_memory, found.max_calls_jitter) == (3, 2**28, 0.0)
+    assert found.log == Log(level=LogLevel.DEBUG, access="off")
+    assert found.pid_file == "/run/x.pid"
+
+
+def test_worker_count() -> None:
+    """``auto`` follows the cores within the bounds of the key; a number stands."""
+    assert [DEFAULTS.worker_count(cores) for cores in (0, 1, 8, 5000)] == [1, 1, 8, 512]
+    assert config("workers: 3").worker_count(8) == 3
+
+
+def test_config_is_frozen() -> None:
+    """A configuration cannot change under those who hold it."""
+    with pytest.raises(ValueError, match="frozen"):
+        DEFAULTS.backlog = 5
+
+
+def test_variable_as_number() -> None:
+    """A lone variable is a number where one is wanted, and text where text is."""
+    text = "workers: ${N}\nmax_lifetime: '${D:-5m}'\nlog: {file: '${F}'}\nmax_calls: ${M:-0}"
+    found = config(text, {"N": "4", "F": "/8"})
+    assert (found.workers, found.max_lifetime, found.max_calls, found.log.file) == (4, 300.0, 0, "/8")
+
+
+@pytest.mark.parametrize("key", ["allow", "databases", "limits", "log", "workers", "pid_file", "python_path"])
+def test_empty_key_is_absent(key: str) -> None:
+    """A key whose entries are all commented out counts as absent."""
+    assert config(f"{key}:") == DEFAULTS
+
+
+@pytest.mark.parametrize("word", ["yes", "on", "true", "True"])
+def test_truth_words(word: str) -> None:
+    """All usual words for truth are understood where a truth value is wanted."""
+    assert route(f"default: {word}, handler: a:b").default is True
+
+
+@pytest.mark.parametrize("word", ["off", "no", "true", "8600", "007", "1.50", "2020-01-01"])
+def test_text_keeps_its_letters(word: str) -> None:
+    """Where text is wanted, unquoted words that look like something else stay as they are."""
+    found = route(
+        f"script: {word}, handler: a:b, context: {word}, query: {{x: {word}}}, arguments: {{1: {word}}}"
+    )
+    assert (found.script, found.context, found.query, found.arguments) == (word, word, {"x": word}, {1: word})
+
+
+def test_options_are_typed() -> None:
+    """Free options of any depth have the types of YAML 1.2."""
+    found = route("default: true, handler: a:b, options: {a: 1, b: '1', c: [true, 1.5, ~, {d: text}]}")
+    assert found.options == {"a": 1, "b": "1", "c": [True, 1.5, None, {"d": "text"}]}
+
+
+def test_python_path_is_relative_to_its_file(tmp_path: Path) -> None:
+    """A folder of handlers is found from the file that names it, and must exist."""
+    (tmp_path / "lib").mkdir()
+    path = tmp_path / "x.yaml"
+    path.write_text(f"{ROUTE}python_path: [lib]\n")
+    assert load(path, {}).config.python_path == (tmp_path / "lib",)
+    path.write_text(f"{ROUTE}python_path: [lib, gone]\n")
+    with pytest.raises(
+        ConfigError, match=rf"x.yaml:2: python_path\[1\]: must be an existing folder; {tmp_path}"
+    ):
+        load(path, {})
+
+
+@pytest.mark.parametrize(
+    ("match", "name"),
+    [
+        ("script: vm/check.agi", "vm/check.agi"),
+        ("script: naïve é.agi", "na-ve-.agi"),
+        ("glob: 'vm/*.agi'", "vm/*.agi"),
+        ("glob: 'a?[0-9].agi'", "a-0-9-.agi"),
+        (r"regex: '^vm/(\d+)$'", "regex:vm/-d"),
+        ("regex: '()'", "regex:unnamed"),
+        ("default: true", "default"),
+        ("script: x, name: own", "own"),
+    ],
+)
+def test_route_name(match: str, name: str) -> None:
+    """A route without a name gets one from what it matches, in letters that logs can bear."""
+    assert route(f"{match}, handler: a:b").name == name
+
+
+def test_database_password_goes_into_each_url() -> None:
+    """The password is put into every URL, with its odd characters escaped."""
+    found = config(
+        """
+        databases:
+          a: {url: ['mysql://me@one/db?x=a@b', 'mysql://me@two:3306/db'], password: "${P}"}
+          b: {url: 'mysql://me:own@one/db'}
+        """,
+        {"P": "p@/: ß"},
+    ).databases
+    assert found["a"].connect_urls() == (
+        "mysql://me:p%40%2F%3A%20%C3%9F@one/db?x=a@b",
+        "mysql://me:p%40%2F%3A%20%C3%9F@two:3306/db",
+    )
+    assert found["b"].connect_urls() == ("mysql://me:own@one/db",)
+
+
+# -- Problems ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("max_cals: 5", "max_cals: is not a known key (did you mean 'max_calls'?)"),
+        ("zzz: 5", "zzz: is not a known key"),
+        ("zzz:", "zzz: is not a known key"),
+        ("includes: x", "includes: is not a known key (did you mean 'include'?)"),
+        ("limits: {idle: 5}", "limits.idle: is not a known key"),
+        ("limits: {argumens: 5}", "limits.argumens: is not a known key (did you mean 'arguments'?)"),
+        ("log: {levle: info}", "log.levle: is not a known key (did you mean 'level'?)"),
+        ("workers: 3x", "workers: must be 'auto' or a whole number from 1 to 512, not '3x'"),
+        ('workers: "3"', "workers: must be 'auto' or a whole number from 1 to 512, not '3'"),
+        ("workers: 513", "workers: must be 'auto' or a whole number from 1 to 512, not '513'"),
+        ("workers: true", "workers: must be 'auto' or a whole number from 1 to 512, not 'true'"),
+        ("max_calls: yes", "max_calls: must be a whole number without quotes, not 'yes'"),
+        ("max_calls: true", "max_calls: must be a whole number without quotes, not 'true'"),
+        ("max_calls: 1e3", "max_calls: must be a whole number without quotes, not '1e3'"),
+        ("max_calls: -1", "max_calls: must be at least 0"),
+        ("max_calls: [1]", "max_calls: must be a whole number without quotes, not a list"),
+        ("max_calls: 1000000001", "max_calls: must be at most 1000000000"),
+        ("backlog: 1.5", "backlog: must be a whole number without quotes, not '1.5'"),
+        ("backlog: 0", "backlog: must be at least 1"),
+        ("backlog: 65536", "backlog: must be at most 65535"),
+        ("max_calls_jitter: 1.01", "max_calls_jitter: must be at most 1"),
+        ("max_calls_jitter: .nan", "max_calls_jitter: must be a number without quotes, not '.nan'"),
+        (
+            "max_memory: 256",
+            "max_memory: must be 0 (never) or at least 1MB (a number without a unit means bytes)",
+        ),
+        ("watchdog: 0.5", "watchdog: must be 0 (off) or at least 1s"),
+        ("boot_timeout: 0", "boot_timeout: must be more than 0"),
+        ("drain_timeout: -1h", "drain_timeout: must not be negative"),
+        ("limits: {header_timeout: 0}", "limits.header_timeout: must be more than 0"),
+        ("limits: {header_size: 2MB}", "limits.header_size: must be from 1KB to 1MB"),
+        ("limits: {arguments: 128}", "limits.arguments: must be at most 127"),
+        (
+            "limits: {header_size: 1KB, line_length: 2KB}",
+            "limits.line_length: must be at least 256 bytes and at most header_size",
+        ),
+        ("limits: 5", "limits: must be a mapping"),
+        ("log: {level: INFO}", "log.level: must be 'debug', 'info', 'warning' or 'error'"),
+        ("log: {file: off}", "log.file: must be '-' or an absolute path"),
+        ("log: {access: x}", "log.access: must be '-' or 'off' or an absolute path"),
+        ("log: {file: [x]}", "log.file: must be text"),
+        ("pid_file: x.pid", "pid_file: must be an absolute path, not 'x.pid'"),
+        ("runtime_dir: run", "runtime_dir: must be an absolute path, not 'run'"),
+        ("listen: 127.0.0.1:1", "listen: must be a list, each entry after '- '"),
+        ("listen: []", "listen: must hold at least one entry"),
+        ("listen: [{a: b}]", "listen[0]: must be an address, not a mapping"),
+        (
+            "listen: [systemd, unix:/x, systemd]",
+            "listen[2]: is the same address as listen[0]",
+        ),
+        (
+            "listen: ['0.0.0.0:1']",
+            "listen[0]: can be reached from other machines, so 'allow' must say which may call "
+            "(for example allow: [10.0.0.0/8])",
+        ),
+        (
+            "allow: [10.1.2.3/8]",
+            "allow[0]: has bits set behind the length of its network (write 10.0.0.0/8)",
+        ),
+        ("allow: [pbx]", "allow[0]: must be a network such as 10.0.0.0/8, or an address, not 'pbx'"),
+        ("allow: [[1]]", "allow[0]: must be a network such as 10.0.0.0/8, or an address, not a list"),
+        ("databases: [a]", "databases: must be a mapping"),
+        (
+            "databases: {A: {url: 'a://'}}",
+            "databases.A: must be a name of small letters, digits and '_' that begins with a letter",
+        ),
+        ("databases: {a: {}}", "databases.a.url: is missing"),
+        ("databases: {a: }", "databases.a: must be a mapping"),
+        ("databases: {a: {url: []}}", "databases.a.url: must hold at least one URL"),
+        (
+            "databases: {a: {url: db}}",
+            "databases.a.url: must be a URL such as mysql+pymysql://user@host/name",
+        ),
+        ("databases: {a: {url: {b: c}}}", "databases.a.url: must be a list, each entry after '- '"),
+        (
+            "databases: {a: {url: ['a://', 'b://']}}",
+            "databases.a.url: must hold URLs that all have the same driver",
+        ),
+        (
+            "databases: {a: {url: 'a://h', password: x}}",
+            "databases.a.password: needs a URL that names the user (as mysql+pymysql://user@host/name)",
+        ),
+        (
+            "databases: {a: {url: 'a://u:p@h', password: x}}",
+            "databases.a.password: is given although the URL holds a password too; keep one of them",
+        ),
+        ("databases: {a: {url: 'a://', pool_size: 201}}", "databases.a.pool_size: must be at most 200"),
+        (
+            "databases: {a: {url: 'a://', required_at_boot: maybe}}",
+            "databases.a.required_at_boot: must be true or false, not 'maybe'",
+        ),
+    ],
+)
+def test_problem_of_a_key(line: str, message: str) -> None:
+    """Each wrong value is one problem, with its key and a message that says what would be right."""
+    assert problem(line) == message
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("handler: a:b", ": must have exactly one of 'script', 'glob', 'regex' and 'default: true'"),
+        (
+            "handler: a:b, default: no",
+            ": must have exactly one of 'script', 'glob', 'regex' and 'default: true'",
+        ),
+        (
+            "handler: a:b, script: x, glob: y",
+            ": must have exactly one of 'script', 'glob', 'regex' and 'default: true'",
+        ),
+        ("script: x", ".handler: is missing"),
+        ("script: x, handlr: a:b", ".handlr: is not a known key (did you mean 'handler'?)"),
+        (
+            "script: x, handler: a.b.c",
+            ".handler: must be package.module:function, not 'a.b.c' (did you mean 'a.b:c'?)",
+        ),
+        ("script: x, handler: 'a:b:c'", ".handler: must be package.module:function, not 'a:b:c'"),
+        ("script: x, handler: 'a..b:c'", ".handler: must be package.module:function, not 'a..b:c'"),
+        ("script: x, handler: 'a b:c'", ".handler: must be package.module:function, not 'a b:c'"),
+        ("script: /x/y, handler: a:b", ".script: must not begin with '/' (write 'x/y')"),
+        ("glob: /x*, handler: a:b", ".glob: must not begin with '/' (write 'x*')"),
+        ("script: a/../x, handler: a:b", ".script: must not hold '..' as a part of its path"),
+        ("script: 'x?y=1', handler: a:b", ".script: must not hold a query (match it with 'query:')"),
+        ("script: '', handler: a:b", ".script: must be a script name"),
+        (r'script: "a\nb", handler: a:b', ".script: must be a script name"),
+        (
+            "regex: 'a(', handler: a:b",
+            ".regex: is not a regular expression: missing ), unterminated subpattern at position 1",
+        ),
+        ("regex: 'a{99999999999}', handler: a:b", ".regex: is not a regular expression: "),
+        ("name: a b, script: x, handler: a:b", ".name: must be a name of letters, digits and _ . : / * -"),
+        ("name: '', script: x, handler: a:b", ".name: must be a name of letters, digits and _ . : / * -"),
+        (f"name: {'x' * 101}, script: x, handler: a:b", ".name: must not be longer than 100 characters"),
+        (
+            "script: x, handler: a:b, priority: 0.5",
+            ".priority: must be a whole number without quotes, not '0.5'",
+        ),
+        (
+            "script: x, handler: a:b, arguments: {0: x}",
+            ".arguments.0: must be the number of an argument, 1 to 127",
+        ),
+        ("script: x, handler: a:b, arguments: {128: x}", ".arguments.128: must be the number of an argument"),
+        ("script: x, handler: a:b, arguments: [x]", ".arguments: must be a mapping"),
+        ("script: x, handler: a:b, query: {x: [y]}", ".query.x: must be text"),
+        ("script: x, handler: a:b, options: [x]", ".options: must be a mapping"),
+        (
+            "script: x, handler: a:b, options: {x: [{y: on}]}",
+            ".options.x[0].y: 'on' may be text or a truth value",
+        ),
+        (
+            "script: x, handler: a:b, databases: [dbs]",
+            ".databases[0]: names no database: 'dbs' (did you mean 'db'?)",
+        ),
+        ("script: x, handler: a:b, priority: -1000001", ".priority: must be at least -1000000"),
+        ("script: x, handler: a:b, script_timeout: -1", ".script_timeout: must not be negative"),
+    ],
+)
+def test_problem_of_a_route(text: str, message: str) -> None:
+    """Each mistake in a route is one problem, with the route's number and what would be right."""
+    found = problems(f"databases: {{db: {{url: 'sqlite://'}}}}\nroutes: [{{{text}}}]")
+    assert len(found) == 1
+    assert found[0].startswith(f"x.yaml:2: routes[0]{message}")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("workers: 1", "x.yaml:1: routes: is missing"),
+        ("routes:", "x.yaml:1: routes: is missing"),
+        ("routes: []", "x.yaml:1: routes: must hold at least one entry"),
+        ("routes: {a: b}", "x.yaml:1: routes: must be a list, each entry after '- '"),
+        ("routes: [5]", "x.yaml:1: routes[0]: must be a mapping"),
+    ],
+)
+def test_problem_of_routes(text: str, message: str) -> None:
+    """A server without a route would refuse every call, so there must be one."""
+    assert problems(text) == [message]
+
+
+def test_route_names_are_unique() -> None:
+    """Two routes with one name could not be told apart in the log."""
+    assert problems("routes:\n- {script: x, handler: a:b}\n- {script: x, context: y, handler: a:b}\n") == [
+        "x.yaml:3: routes[1]: has the name 'x', as routes[0] has (give one of them another 'name')"
+    ]
+
+
+def test_port_0_may_stand_twice() -> None:
+    """Port 0 is a different port each time, so it is no duplicate."""
+    assert len(config("listen: ['127.0.0.1:0', '127.0.0.1:0']").listen) == 2
+
+
+def test_all_problems_at_once() -> None:
+    """Everything wrong is told in one go and in the order of the lines, however deep it lies."""
+    found = problems(
+        """\
+        workers: 0
+        workers: 1
+        listen: ["*:1", "*:1", nowhere]
+        max_cals: ${UNSET}
+        log: {level: '${UNSET}'
+          , file: x}
+        databases: {a: {url: x}}
+        routes:
+        - {script: /x, handler: a.b}
+        - {script: y, handler: a:b, databases: [b]}
+        - {script: y, handler: a:b, options: {a: yes, b: no}}
+        """
+    )
+    places = [
+        (int(number), key) for number, key in re.findall(r"^x\.yaml:(\d+): (\S+): ", "\n".join(found), re.M)
+    ]
+    assert places == [
+        (1, "workers"),
+        (2, "workers"),
+        (3, "listen[2]"),
+        (3, "listen[0]"),
+        (3, "listen[1]"),
+        (3, "listen[1]"),
+        (4, "max_cals"),
+        (5, "log.level"),
+        (6, "log.file"),
+        (7, "databases.a.url"),
+        (9, "routes[0].script"),
+        (9, "routes[0].handler"),
+        (10, "routes[1].databases[0]"),
+        (11, "routes[2].options.a"),
+        (11, "routes[2].options.b"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "environment", "expected"),
+    [
+        ("allow: ${X}\nlisten: ['*:1']\n", {}, ["allow: needs the environment variable X, which is not set"]),
+        ("databases: ${X}\n", {}, ["databases: needs the environment variable X, which is not set"]),
+        ("backlog: ${X}\n", {}, ["backlog: needs the environment variable X, which is not set"]),
+        ("backlog: ${X}\n", {"X": ""}, ["backlog: must be a whole number without quotes, not ''"]),
+    ],
+)
+def test_one_mistake_is_one_problem(text: str, environment: Mapping[str, str], expected: list[str]) -> None:
+    """A value that could not be read causes no further problems about what it might have been."""
+    routes = "routes: [{default: true, handler: a:b, databases: [a]}]\n"
+    if "databases" not in text:
+        routes = ROUTE
+    assert [found.removeprefix("x.yaml:1: ") for found in problems(text + routes, environment)] == expected
+
+
+def test_syntax_error_hides_guesses() -> None:
+    """A file that is no YAML has one problem, not also that its routes are missing."""
+    assert len(problems("routes: [\n")) == 1
+
+
+def test_load_problems(tmp_path: Path) -> None:
+    """A file that is not there is a ConfigError like any other."""
+    with pytest.raises(ConfigError, match=r"gone\.yaml: does not exist"):
+        load(tmp_path / "gone.yaml", {})
+
+
+def test_problem_in_an_included_file(tmp_path: Path) -> None:
+    """A problem in a joined list names the file, the line and the number there, not in the whole."""
+    (tmp_path / "main.yaml").write_text(f"{ROUTE}include: more.yaml\n")
+    (tmp_path / "more.yaml").write_text("\nroutes:\n- {script: x, handler: c:d}\n- {script: y}\n")
+    with pytest.raises(ConfigError) as caught:
+        load(tmp_path / "main.yaml", {})
+    assert [str(found) for found in caught.value.problems] == [
+        f"{tmp_path}/more.yaml:4: routes[1].handler: is missing"
+    ]
+
+
+def test_later_stages_can_report(tmp_path: Path) -> None:
+    """A loaded configuration finds the place of any key for problems that show later."""
+    (tmp_path / "main.yaml").write_text(f"{ROUTE}include: more.yaml\n")
+    (tmp_path / "more.yaml").write_text("routes:\n- script: x\n  handler: c:d\n")
+    found = load(tmp_path / "main.yaml", {})
+    assert found.files == (tmp_path / "main.yaml", tmp_path / "more.yaml")
+    assert str(found.problem(("routes", 1, "handler"), "cannot be imported", "is it installed?")) == (
+        f"{tmp_path}/more.yaml:3: routes[0].handler: cannot be imported (is it installed?)"
+    )
+    assert (
+        str(found.problem(("routes", 1, "context"), "m")) == f"{tmp_path}/more.yaml:2: routes[0].context: m"
+    )
+    assert found.problem(("limits", "arguments"), "m").line == 1
+
+
+#: Pieces of configurations, from which random ones are put together.
+FRAGMENTS = st.recursive(
+    st.sampled_from(["x", "5", "-1", "yes", "~", "''", "'${X}'", "1e9", "a:b", "sqlite://", "'*:1'", "/x"]),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3).map(lambda items: f"[{', '.join(items)}]"),
+        st.dictionaries(
+            st.sampled_from(sorted({*Config.model_fields, *Route.model_fields, "url", "a", "1", "? [x]"})),
+            inner,
+            max_size=4,
+        ).map(lambda items: "{" + ", ".join(f"{key}: {value}" for key, value in items.items()) + "}"),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(derandomize=True, deadline=None, max_examples=150)
+@given(st.dictionaries(st.sampled_from([*Config.model_fields, "include", "zzz"]), FRAGMENTS, max_size=6))
+def test_nonsense_is_a_config_error(keys: dict[str, str]) -> None:
+    """Whatever stands in a file, the answer is a configuration or problems in the words of this project."""
+    text = "".join(f"{key}: {value}\n" for key, value in keys.items())
+    try:
+        outcome: object = reloaded(loaded(text).config).routes
+    except ConfigError as error:
+        outcome = error.problems
+    assert outcome
+    assert "Input should" not in str(outcome)
+
+
+# -- What is shown ----------------------------------------------------------------------------------------
+
+SECRETIVE = """
+databases:
+  one: {url: ['mysql://me:hunter2@h/d', 'mysql://me:p@hunter2@h/d?ssl_password=hunter2&x=1']}
+  two: {url: mysql://me@h/d, password: hunter2}
+routes:
+- default: true
+  handler: a:b
+  options: {api_key: hunter2, deep: [{Password: hunter2, upstream: 'agi://me:hunter2@h'}], open: shown}
+"""
+
+
+def test_effective_shows_no_secret() -> None:
+    """Neither the effective text nor a repr tells a password, wherever it stands."""
+    found = loaded(SECRETIVE)
+    text = effective(found.config)
+    assert "hunter2" not in text
+    assert "mysql://me:***@h/d\n" in text
+    assert "open: shown" in text
+    databases = repr(found.config.databases)
+    assert "hunter2" not in databases
+
+
+def test_problems_show_no_secret() -> None:
+    """A problem with a URL or a password does not quote it."""
+    one = "{url: 'hunter2', password: [hunter2]}"
+    two = "{url: 'a://u:hunter2@h', password: hunter2}"
+    found = problems(f"{ROUTE}databases: {{a: {one}, b: {two}}}")
+    assert len(found) == 3
+    assert "hunter2" not in "\n".join(found)
+
+
+def test_effective_shows_every_default_readably() -> None:
+    """The effective text holds every key, with durations and sizes as people write them."""
+    lines = effective(DEFAULTS).splitlines()
+    for expected in (
+        "workers: auto",
+        "drain_timeout: 4h",
+        "max_memory: 0B",
+        "  header_size: 64KB",
+        "- 127.0.0.1:4577",
+    ):
+        assert expected in lines
+    keys = {line.split(":")[0].strip() for line in lines}
+    assert {*Config.file_keys(), *Limits.file_keys(), *Log.file_keys()} <= keys
+
+
+def reloaded(config: Config) -> Config:
+    """Load the effective text of a configuration."""
+    return load_text(effective(config), "effective", Path("/"), {}).config
+
+
+def test_effective_can_be_loaded_again(tmp_path: Path) -> None:
+    """The effective text of a rich configuration gives an equal one."""
+    found = loaded(
+        rf"""
+        listen: ["*:4577", "[::1]:0", unix:/x.sock, systemd]
+        allow: [10.0.0.0/8, "2001:db8::1"]
+        max_lifetime: 1.2345
+        max_memory: 1234567
+        python_path: [{tmp_path}]
+        log: {{access: off, file: "/var/$$${{X}}$$$$/a: b # c"}}
+        databases: {{a: {{url: ["sqlite:///a", "sqlite:///b"], max_age: 1h30m}}}}
+        routes:
+        - {{script: 007, context: yes, handler: a:b, databases: [a], idle_timeout: 0, priority: -5}}
+        - {{regex: '^a\.(b|$)$', handler: a:b, arguments: {{1: 5, 127: "~"}}, query: {{off: "*"}}}}
+        """,
+        {"X": "${Y}"},
+    ).config
+    assert found.log.file == "/var/$${Y}$$/a: b # c"
+    assert reloaded(found) == found
+
+
+OPTIONS = st.recursive(
+    st.one_of(
+        st.none(),
+        st.booleans(),
+        st.integers(min_value=-(10**17), max_value=10**17),
+        st.floats(
+            allow_nan=False, allow_infinity=False, min_value=-1e17, max_value=1e17, allow_subnormal=False
+        ),
+        st.text(max_size=8),
+        st.sampled_from(
+            ["yes", "off", "1e3", "0x1F", "010", "${X}", "$$", "~", "<<", "=", "1_0", ".5", "2020-01-01"]
+        ),
+    ),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3),
+        st.dictionaries(st.sampled_from(["a", "b", "yes", "1", "<<", "é: x", "$", ""]), inner, max_size=3),
+    ),
+    max_leaves=10,
+)
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.dictionaries(st.sampled_from(["a", "b", "off"]), OPTIONS, max_size=3))
+def test_options_survive_the_effective_text(options: dict[str, Any]) -> None:
+    """Options keep their values and types through the effective text, whatever they are."""
+    found = reloaded(Config(routes=(Route(default=True, handler="a:b", options=options),)))
+    assert repr(found.routes[0].options) == repr(options)
+
+
+# -- Documents and samples --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("model", [Config, Limits, Log, Database, Route])
+def test_every_key_is_described(model: type[BaseModel]) -> None:
+    """Each key carries the sentence or two that the reference is made of."""
+    for name, info in model.model_fields.items():
+        assert re.fullmatch(r"[A-Z`].*\.", info.description or "", re.DOTALL), name
+
+
+def test_generated_documents_are_up_to_date() -> None:
+    """The reference and the JSON Schema in the repository are those that the code gives."""
+    run = subprocess.run(
+        [sys.executable, "scripts/generate_config_docs.py", "--check"],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
+
+
+def accepted_types(schema: Mapping[str, Any]) -> set[str]:
+    """Name the JSON types that a key's schema accepts."""
+    choices = [choice for outer in schema.get("anyOf", [schema]) for choice in outer.get("anyOf", [outer])]
+    names = [choice.get("type", []) for choice in choices]
+    return {name for found in names for name in ([found] if isinstance(found, str) else found)}
+
+
+def test_schema_accepts_a_variable_for_every_value() -> None:
+    """Where the schema wants a number or a truth value, it accepts the text of a ``${NAME}`` too."""
+    schema: dict[str, Any] = json_schema()
+    sections = [schema, *(schema["$defs"][name] for name in ("Limits", "Log", "Database", "Route"))]
+    for section in sections:
+        assert section["additionalProperties"] is False
+        for key, value in section["properties"].items():
+            types = accepted_types(value)
+            if types & {"integer", "number", "boolean"}:
+                assert "string" in types, key
+
+
+def test_schema_knows_every_key() -> None:
+    """An editor offers exactly the keys that a file may have."""
+    schema: dict[str, Any] = json_schema()
+    assert set(schema["properties"]) == {*Config.file_keys(), "include"}
+    assert set(schema["$defs"]["Database"]["properties"]) == set(Database.file_keys())
+
+
+def test_minimal_sample() -> None:
+    """The minimal sample is complete: everything else is a default."""
+    found = load(ROOT / "conf/minimal.yaml", {}).config
+    assert found.routes[0].handler == "fastagi_pool.handlers.demo:hello"
+    assert found.model_copy(update={"routes": ()}) == DEFAULTS.model_copy(update={"routes": ()})
+
+
+def test_full_sample_shows_the_defaults() -> None:
+    """The full sample holds every key with its default."""
+    found = load(ROOT / "conf/fastagi-pool.yaml", {})
+    assert found.config.model_copy(update={"routes": ()}) == DEFAULTS.model_copy(update={"routes": ()})
+    written = {location[0] for location in found.source_map.places if len(location) == 1}
+    assert written == set(Config.file_keys())
+    for section, model in (("limits", Limits), ("log", Log)):
+        keys = {location[1] for location in found.source_map.places if location[:-1] == (section,)}
+        assert keys == set(model.file_keys())
+
+
+def test_full_sample_examples_work(tmp_path: Path) -> None:
+    """The commented examples load when they are uncommented, and show every key of databases and routes."""
+    password = tmp_path / "password"
+    password.write_text("secret\n")
+    text = (ROOT / "conf/fastagi-pool.yaml").read_text()
+    text = text.replace("/etc/fastagi-pool/database-password", str(password))
+    text = re.sub(r"^(allow: \[\]|databases: \{\})$", "", text, flags=re.M)
+    text = re.sub(r"^#(?=\S|  )", "", text, flags=re.M)
+    found = load_text(text, "sample", tmp_path, {})
+    assert (
+        found.config.databases["calls"].connect_urls()[0]
+        == "mysql+pymysql://fastagi:secret@db1.example.com/calls"
+    )
+    assert len(found.config.routes) == 4
+    written = {str(location[-1]) for location in found.source_map.places if location}
+    assert {*Database.file_keys(), *Route.file_keys()} <= written
