@@ -117,7 +117,7 @@ def build_route(route: RouteConfig, config: Config) -> Route:
         handler=route.handler,
         query=route.query,
         arguments=route.arguments,
-        context=route.context,
+        context=route.context or "",
         priority=route.priority,
         options=route.options,
         databases=tuple(route.databases),
@@ -164,7 +164,9 @@ def import_module(handler: str) -> ModuleType:
         # A module that exits or raises anything at import must not take the loader with it.
         if isinstance(error, KeyboardInterrupt):
             raise
-        raise _HandlerFault(f"cannot import {name}: {_where(error)}{type(error).__name__}: {error}") from error
+        raise _HandlerFault(
+            f"cannot import {name}: {_where(error)}{type(error).__name__}: {error}"
+        ) from error
 
 
 def find_handler(module: ModuleType, handler: str) -> Handler:
@@ -178,7 +180,9 @@ def find_handler(module: ModuleType, handler: str) -> Handler:
     if not callable(function):
         raise _HandlerFault(f"{handler} is not a function")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):
-        raise _HandlerFault(f"{handler} is async or a generator: write it as a plain function, gevent switches")
+        raise _HandlerFault(
+            f"{handler} is async or a generator: write it as a plain function, gevent switches"
+        )
     try:
         inspect.signature(function).bind(None, None)
     except TypeError as error:

@@ -123,9 +123,9 @@ class Call:
         Raises:
             AGICommandFailed: There is no such channel.
         """
-        reply = self._command("HANGUP", channel) if channel else self._command("HANGUP")
+        reply, line = self._exchange("HANGUP", *([channel] if channel else []))
         if reply.result != "1":
-            raise AGICommandFailed("no such channel", f"HANGUP {channel}".strip())
+            raise AGICommandFailed("no such channel", _shown(line))
 
     def channel_status(self, channel: str = "") -> int:
         """Return the state of this channel, or of another one by name.
@@ -208,10 +208,10 @@ class Call:
             AGICommandFailed: The application returned -1 without a hangup.
         """
         words = (application, ",".join(arguments)) if arguments else (application,)
-        reply = self._command("EXEC", *words)
+        reply, line = self._exchange("EXEC", *words)
         if reply.result == "-2":
-            raise AGIAppError("Asterisk has no such application", f"EXEC {application}")
-        self._check(reply, "EXEC", words)
+            raise AGIAppError("Asterisk has no such application", _shown(line))
+        self._check(reply, line)
         return int(reply.result)
 
     # --- sound and digits
@@ -283,23 +283,26 @@ class Call:
 
     # --- how it is done
 
-    def _command(self, name: str, *words: str) -> Reply:
+    def _exchange(self, name: str, *words: str) -> tuple[Reply, bytes]:
         line = encode_command(name, words, self._max_bytes)
         reply = self._dialogue.execute(line)
         if reply.code != 200:
             _raise_for(reply, line)
-        return reply
+        return reply, line
+
+    def _command(self, name: str, *words: str) -> Reply:
+        return self._exchange(name, *words)[0]
 
     def _succeed(self, name: str, *words: str) -> Reply:
-        reply = self._command(name, *words)
-        self._check(reply, name, words)
+        reply, line = self._exchange(name, *words)
+        self._check(reply, line)
         return reply
 
-    def _check(self, reply: Reply, name: str, words: tuple[str, ...]) -> None:
+    def _check(self, reply: Reply, line: bytes) -> None:
         """Tell a hangup from a failure: both come as -1, but HANGUP follows only the one."""
         if reply.result == "-1":
             self._dialogue.await_hangup()
-            raise AGICommandFailed("Asterisk answered -1", " ".join([name, *words]))
+            raise AGICommandFailed("Asterisk answered -1", _shown(line))
 
     def _value(self, name: str, *words: str) -> str | None:
         reply = self._command(name, *words)
@@ -307,7 +310,7 @@ class Call:
 
 
 def _raise_for(reply: Reply, line: bytes) -> NoReturn:
-    command = line.decode("utf-8", "surrogateescape").rstrip("\n")
+    command = _shown(line)
     if reply.code == 511:
         raise AGIDeadChannel("not permitted on a channel that hung up (511)", command)
     if reply.code == 510:
@@ -315,6 +318,10 @@ def _raise_for(reply: Reply, line: bytes) -> NoReturn:
     if reply.code == 520:
         raise AGIUsageError("wrong syntax (520)", command, reply.text)
     raise AGIError(f"unexpected reply {reply.code} {reply.text}", command)
+
+
+def _shown(line: bytes) -> str:
+    return line.decode("utf-8", "surrogateescape").rstrip("\n")
 
 
 def _digit(result: str) -> str:

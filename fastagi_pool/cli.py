@@ -98,9 +98,17 @@ def _demo_folder() -> Path:
 
 def _with_source(command: _Command) -> _Command:
     """Give a command the options that say where the configuration comes from."""
-    command = click.option("--demo", is_flag=True, help="Use the embedded demonstration instead of a file.")(command)
+    command = click.option("--demo", is_flag=True, help="Use the embedded demonstration instead of a file.")(
+        command
+    )
     return click.option(
-        "-c", "--config", "path", default=DEFAULT_CONFIG, show_default=True, metavar="FILE", help="The YAML file."
+        "-c",
+        "--config",
+        "path",
+        default=DEFAULT_CONFIG,
+        show_default=True,
+        metavar="FILE",
+        help="The YAML file.",
     )(command)
 
 
@@ -178,7 +186,9 @@ def _inherited_sockets(environment: Mapping[str, str]) -> tuple[int, ...]:
 @cli.command()
 @_with_source
 @click.option("--print", "show", is_flag=True, help="Print the effective configuration, passwords masked.")
-@click.option("--db", "databases", is_flag=True, help="Connect to the databases and compare with their limits.")
+@click.option(
+    "--db", "databases", is_flag=True, help="Connect to the databases and compare with their limits."
+)
 def check(path: str, demo: bool, show: bool, databases: bool) -> None:
     """Check configuration, routes and handlers: exit code 0 if it can be run, 2 if not."""
     source = Source(path, demo)
@@ -211,10 +221,12 @@ def _check_databases(application: Application) -> bool:
             continue
         finally:
             database.close()
-        for line in report:
-            click.echo(f"database {settings.name!r}: {line}", err=True)
-        good = good and not report
-        if not report:
+        for remark in report:
+            kind = "" if remark.fatal else "warning: "
+            click.echo(f"database {settings.name!r}: {kind}{remark.text}", err=True)
+        if any(remark.fatal for remark in report):
+            good = False
+        else:
             click.echo(f"database {settings.name!r}: good")
     return good
 
@@ -262,12 +274,18 @@ def explain(source: Source, url: str, arguments: tuple[str, ...], dialplan_conte
 @cli.command()
 @click.argument("url")
 @click.argument("arguments", nargs=-1)
-@click.option("--server", default="127.0.0.1:4577", show_default=True, help="Where the server is, if URL does not say.")
+@click.option(
+    "--server", default="127.0.0.1:4577", show_default=True, help="Where the server is, if URL does not say."
+)
 @click.option("--callerid", default="100", show_default=True, help="The caller's number.")
 @click.option("--name", default="Alice", show_default=True, help="The caller's name.")
-@click.option("--context", "dialplan_context", default="default", show_default=True, help="The dialplan context.")
+@click.option(
+    "--context", "dialplan_context", default="default", show_default=True, help="The dialplan context."
+)
 @click.option("--extension", default="100", show_default=True, help="The dialplan extension.")
-@click.option("--set", "settings", multiple=True, metavar="NAME=VALUE", help="A channel variable; may be repeated.")
+@click.option(
+    "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A channel variable; may be repeated."
+)
 @click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Longest silence in seconds.")
 def call(
     url: str,
@@ -343,7 +361,9 @@ def status(path: str, demo: bool, as_json: bool) -> None:
 def _print_status(pool: PoolStatus) -> None:
     state = "running" if pool.running else "NOT RUNNING (what follows is its last word)"
     click.echo(f"master {pool.master_pid}: {state}, generation {pool.generation}, up {pool.uptime_s:.0f} s")
-    table = Table("worker", "gen", "pid", "state", "calls now", "served", "failed", "MB", box=None, header_style="bold")
+    table = Table(
+        "worker", "gen", "pid", "state", "calls now", "served", "failed", "MB", box=None, header_style="bold"
+    )
     for facts in pool.workers:
         cells = (facts.slot, facts.generation, facts.pid, facts.state.name.lower())
         figures = (facts.active, facts.served, facts.failed, facts.rss_bytes >> 20)

@@ -24,6 +24,7 @@ from __future__ import annotations
 
 import select
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -330,7 +331,7 @@ class _SQLiteFileDriver(_Driver):
         try:
             cursor = connection.cursor()
             cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_S * 1000:.0f}")
-            cursor.execute("PRAGMA journal_mode = WAL")
+            _use_write_ahead_log(cursor)
             cursor.execute("PRAGMA foreign_keys = ON")
             cursor.close()
         except BaseException:
@@ -340,6 +341,23 @@ class _SQLiteFileDriver(_Driver):
 
     def check(self, dialect: Dialect, connection: Any, idle_s: float) -> None:
         """Nothing to do: there is no server that could have gone."""
+
+
+def _use_write_ahead_log(cursor: Any) -> None:
+    """Let readers and a writer work at the same time.
+
+    The mode lasts, so only the first of several processes that open a new file changes it; the others
+    meet it half done, and SQLite does not wait for that (busy_timeout is not asked).
+    """
+    give_up_s = time.monotonic() + _SQLITE_BUSY_S
+    while True:
+        try:
+            cursor.execute("PRAGMA journal_mode = WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or time.monotonic() > give_up_s:
+                raise
+            time.sleep(0.01)
 
 
 class _SQLiteMemoryDriver(_SQLiteFileDriver):
@@ -398,10 +416,7 @@ class LeasedConnection(Connection):
         value: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if value is None:
-            self.close()
-        else:
-            self.close_quietly()
+        self.close_quietly()
 
     def close(self) -> None:
         """Roll back what was not committed, and give the connection back."""
@@ -411,11 +426,11 @@ class LeasedConnection(Connection):
             self._lease.forget(self)
 
     def close_quietly(self) -> None:
-        """Close when something else is to be told than that the rollback failed.
+        """Close, and do not tell if the rollback failed, as it does on a lost connection.
 
-        The rollback of a lost connection fails. If that replaced a ``CallEnded`` on its way up, the
-        handler's ``except Exception`` would catch it and go on with a call that is over. Nothing is
-        lost with the error: SQLAlchemy has dropped the connection, and the server rolls back by itself.
+        Nothing is lost with that error: SQLAlchemy has dropped the connection, and the server rolls back
+        by itself. But if it replaced a ``CallEnded`` on its way up, the handler's ``except Exception``
+        would catch it and go on with a call that is over.
         """
         try:
             self.close()
@@ -795,12 +810,25 @@ def server_limits(engine: Engine) -> ServerLimits | None:
     return ServerLimits(str(row[0]), int(row[1]), int(row[2]), int(row[3]))
 
 
+@dataclass(frozen=True, slots=True)
+class Remark:
+    """What an operator should know about a database and our use of it.
+
+    Attributes:
+        text: One sentence: what, and what to do.
+        fatal: Whether calls would fail if nothing changed.
+    """
+
+    text: str
+    fatal: bool
+
+
 def connection_report(
     settings: DatabaseSettings,
     limits: ServerLimits | None,
     workers: int,
     generations: int = RELOAD_GENERATIONS,
-) -> list[str]:
+) -> list[Remark]:
     """Hold what we may ask of a server against what it grants.
 
     Args:
@@ -810,7 +838,7 @@ def connection_report(
         generations: How many generations of workers may live at once, 1 or more.
 
     Returns:
-        One sentence for each thing to mend; empty if all is well.
+        One remark for each thing to mend; empty if all is well.
     """
     if limits is None:
         return []
@@ -822,14 +850,16 @@ def connection_report(
         ("max_user_connections", limits.max_user_connections or needed),
     ):
         if needed > granted:
-            report.append(
+            text = (
                 f"{needed} connections may be needed ({sum_up}), but the server's {limit} leaves {granted}:"
                 " lower pool_size or workers, or raise the server's limit"
             )
+            report.append(Remark(text, fatal=True))
     if limits.wait_timeout_s < max(settings.max_age_s, settings.idle_ping_s):
-        report.append(
+        text = (
             f"the server closes connections that were idle for {limits.wait_timeout_s} s (wait_timeout),"
             f" before we ping ({settings.idle_ping_s:g} s) or replace ({settings.max_age_s:g} s) them:"
             " a call then waits for a new one; raise wait_timeout, or lower idle_ping and max_age"
         )
+        report.append(Remark(text, fatal=False))
     return report

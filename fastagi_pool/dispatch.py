@@ -117,18 +117,18 @@ class Dispatcher:
             for route in table.routes
         }
 
-    def serve(self, session: Session) -> bool:
+    def serve(self, session: Session) -> bool | None:
         """Carry one session to its end.
 
         Returns:
-            Whether it failed.
+            Whether it failed; None if it was no call, but a probe that closed without a word.
         """
         progress = _Progress(session, self._next_ref())
         try:
             progress.request = session.receive_request()
             if progress.request is None:
                 session.close()
-                return False
+                return None
             self._run(progress, progress.request)
         except BaseException as raised:
             self._explain(raised, progress)
@@ -139,13 +139,12 @@ class Dispatcher:
         self._write_record(progress)
         return progress.outcome not in _SILENT
 
-    def deny(self, session: Session) -> None:
-        """End a session from an address that may not call."""
-        progress = _Progress(
-            session, self._next_ref(), outcome="denied", error="the address is not in allow"
-        )
+    def deny(self, session: Session) -> bool:
+        """End a session from an address that may not call; always a failure."""
+        progress = _Progress(session, self._next_ref(), outcome="denied", error="the address is not in allow")
         session.fail()
         self._write_record(progress)
+        return True
 
     def _next_ref(self) -> str:
         self._serial += 1

@@ -8,10 +8,12 @@ Laws:
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import socket
 import stat
+import struct
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -23,6 +25,8 @@ KEEPALIVE_IDLE_S: Final = 60
 #: ... and this many unanswered probes, so far apart.
 KEEPALIVE_PROBES: Final = 4
 KEEPALIVE_INTERVAL_S: Final = 15
+#: Source: asm-generic/socket.h.
+_SO_ATTACH_FILTER: Final = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,22 @@ def _adopt(inherited: list[int]) -> list[socket.socket]:
     if not inherited:
         raise BootError("cannot listen on systemd: no socket was handed over (LISTEN_FDS is not set)")
     return [socket.socket(fileno=os.dup(descriptor)) for descriptor in inherited]
+
+
+def refuse_newcomers(listener: socket.socket) -> None:
+    """Let nobody join the queue any more, while those who wait in it can still be accepted.
+
+    Closing would reset them, and a reset is a success to the dialplan. A packet filter that drops
+    everything keeps new connections out: they time out, or are refused once all copies of the
+    socket are closed, and Asterisk reports AGISTATUS=FAILURE.
+    """
+    if listener.family == socket.AF_UNIX:
+        Path(listener.getsockname()).unlink(missing_ok=True)
+        return
+    # struct sock_filter {u16 code; u8 jt; u8 jf; u32 k} = BPF_RET|BPF_K 0: keep no byte of any packet.
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instruction))
+    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def describe(listener: socket.socket) -> str:

@@ -25,13 +25,25 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from select import POLLIN, poll
-from time import monotonic
+from time import monotonic, sleep
 from typing import Final
 
 from fastagi_pool.errors import BootError
-from fastagi_pool.listeners import Address, bind, describe, discard
+from fastagi_pool.listeners import Address, bind, describe, discard, refuse_newcomers
 from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder
-from fastagi_pool.messages import DUMP_SIGNAL, Begin, Channel, Ended, Fork, Forked, ForkFailed, Loaded, Message, Refused, ReopenLogs
+from fastagi_pool.messages import (
+    DUMP_SIGNAL,
+    Begin,
+    Channel,
+    Ended,
+    Fork,
+    Forked,
+    ForkFailed,
+    Loaded,
+    Message,
+    Refused,
+    ReopenLogs,
+)
 from fastagi_pool.pool import (
     Abandon,
     Action,
@@ -43,6 +55,7 @@ from fastagi_pool.pool import (
     Load,
     Note,
     Order,
+    Phase,
     Pool,
     PoolLimits,
     Spawn,
@@ -188,7 +201,14 @@ class Master:
             return
         for action in self._pool.decide(monotonic()):
             self._carry_out(self._pool, action)
-        if self._reload_wanted and not self._loading:
+        if self._pool.stopping is not Stopping.NO:
+            # Loaders hold copies of the sockets; but a fork that was asked for must be heard of first.
+            if not any(handle.phase is Phase.SPAWNING for handle in self._pool.handles.values()):
+                self._dismiss(self._loaders)
+                for listener in self._all_listeners():
+                    listener.close()
+                self._listeners.clear()
+        elif self._reload_wanted and not self._loading:
             self._reload_wanted = False
             self._start_loader()
 
@@ -427,7 +447,16 @@ class Master:
             return
         if self._pool.stopping is not how:
             self._log.info("stopping (%s)", how.value)
+        if self._board is not None and not self._board.stopping:
+            self._close_the_door(self._board)
         self._pool.stop(how, monotonic())
+
+    def _close_the_door(self, board: Scoreboard) -> None:
+        """Let nobody new in; the workers serve those who wait. What systemd opened stays open for it."""
+        board.set_stopping()
+        for address, group in self._listeners.items():
+            for listener in group if address != "systemd" else ():
+                refuse_newcomers(listener)
 
     def _reload(self) -> None:
         if self._pool is not None and self._pool.stopping is Stopping.NO:
@@ -479,7 +508,11 @@ class Master:
             return
         self._observe()
         slot = next((handle.slot for handle in self._pool.handles.values() if handle.pid == pid), None)
-        if self._pool.exited(pid, _describe(status), status == 0, monotonic()) and self._board and slot is not None:
+        if (
+            self._pool.exited(pid, _describe(status), status == 0, monotonic())
+            and self._board
+            and slot is not None
+        ):
             self._board.clear(slot)
 
     # --- beginning and end for others to see
@@ -495,11 +528,11 @@ class Master:
         for handle in self._pool.handles.values() if self._pool else ():
             if handle.pid:
                 _kill(handle.pid, signal.SIGKILL)
-        for loader in self._loaders:
-            if loader.channel is not None:
-                loader.channel.close()
+        self._dismiss(self._loaders)
         for listener in self._all_listeners():
             discard(listener)
+        for loader in self._loaders:
+            _await_end(loader.pid)
         self._log.info("ended")
 
 
@@ -515,6 +548,16 @@ def _kill(pid: int, number: int) -> None:
         os.kill(pid, number)
     except ProcessLookupError:
         pass  # It has just ended; its exit will be reported.
+
+
+def _await_end(pid: int) -> None:
+    """Reap a child that was told to end, and kill it if it does not."""
+    for _ in range(100):
+        if os.waitpid(pid, os.WNOHANG)[0]:
+            return
+        sleep(0.02)
+    _kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
 
 
 def _describe(status: int) -> str:
@@ -548,7 +591,9 @@ def _lock(path: Path) -> int:
     except BlockingIOError:
         holder = os.read(descriptor, 32).decode(errors="replace").strip()
         os.close(descriptor)
-        raise BootError(f"another fastagi-pool (pid {holder}) holds {path}; give each its own runtime_dir") from None
+        raise BootError(
+            f"another fastagi-pool (pid {holder}) holds {path}; give each its own runtime_dir"
+        ) from None
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor

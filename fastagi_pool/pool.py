@@ -317,7 +317,9 @@ class Pool:
             self._note(Level.INFO, f"{handle} ended after {handle.served} calls")
             return True
         lost = f", {handle.active} calls lost" if handle.active else ""
-        self._note(Level.ERROR, f"{handle} died in {handle.phase.value} after {handle.served} calls{lost}: {how}")
+        self._note(
+            Level.ERROR, f"{handle} died in {handle.phase.value} after {handle.served} calls{lost}: {how}"
+        )
         if handle.phase is not Phase.DRAINING and (now_s - handle.born_s < YOUNG_S or not handle.served):
             self._failed_start(handle, now_s)
         return True
@@ -421,11 +423,7 @@ class Pool:
         for handle in list(self.handles.values()):
             if handle.phase in (Phase.STARTING, Phase.SERVING):
                 yield from self._drain(handle, now_s, self.limits.graceful_timeout_s)
-            if (
-                self.stopping is Stopping.QUICK
-                and handle.phase is Phase.DRAINING
-                and not handle.told_to_stop
-            ):
+            if self.stopping is Stopping.QUICK and handle.phase is Phase.DRAINING and not handle.told_to_stop:
                 handle.end_by_s = now_s
         if self.stopping is Stopping.QUICK:
             yield from self._end_overdue(now_s)
@@ -434,7 +432,9 @@ class Pool:
 
     def _give_up_or_load(self, now_s: float) -> Iterator[Action]:
         if self._failures >= self.limits.boot_retries and not self.serving:
-            yield Note(Level.ERROR, f"{self._failures} failed starts in a row and no worker serves: giving up")
+            yield Note(
+                Level.ERROR, f"{self._failures} failed starts in a row and no worker serves: giving up"
+            )
             self.stopping = Stopping.QUICK
             yield Exit(ExitCode.WORKERS)
         elif self._load_not_before_s is not None and now_s >= self._load_not_before_s:

@@ -354,18 +354,15 @@ class AgiConnection:
         return _CLOSED
 
     def _parse_environment(self, text: str) -> Request:
-        environment: dict[str, str] = {}
         lines = text.split("\n")
-        for line in lines:
-            name, separator, value = line.partition(": ")
-            if not separator:
-                # An absent value is "name: ", but be kind to clients that strip it.
-                name = line.removesuffix(":")
-                if name == line:
-                    raise self._failed(f"an environment line without a colon: {line[:40]!r}")
+        try:
+            # One quick pass for what Asterisk sends, always "name: value".
+            environment: dict[str, str] = dict([line.split(": ", 1) for line in lines])
+        except ValueError:
+            environment = self._parse_patiently(lines)
+        for name in environment:
             if not name.startswith("agi_"):
-                raise self._failed(f"an environment line that does not begin with agi_: {line[:40]!r}")
-            environment[name] = value
+                raise self._failed(f"an environment line that does not begin with agi_: {name[:40]!r}")
         if len(environment) != len(lines):
             # Asterisk never repeats a name: a value with a line end has forged one.
             raise self._failed("an environment that repeats a name: an agi_ value holds line ends")
@@ -374,6 +371,18 @@ class AgiConnection:
         if "\0" in text:
             raise self._failed("a NUL byte in the environment")
         return Request(environment, self._arguments(environment))
+
+    def _parse_patiently(self, lines: list[str]) -> dict[str, str]:
+        """Parse lines of which one at least is not "name: value": clients may strip the last space."""
+        environment = {}
+        for line in lines:
+            name, separator, value = line.partition(": ")
+            if not separator:
+                name = line.removesuffix(":")
+                if name == line:
+                    raise self._failed(f"an environment line without a colon: {line[:40]!r}")
+            environment[name] = value
+        return environment
 
     def _arguments(self, environment: Mapping[str, str]) -> tuple[str, ...]:
         if "agi_arg_1" not in environment:
@@ -407,7 +416,8 @@ class AgiConnection:
             if known is not None:
                 return self._answered(known)
             return self._on_reply_line(line)
-        return self._on_stray_line(line)
+        self._on_stray_line(line)
+        return None
 
     def _on_stray_line(self, line: bytes) -> None:
         """Drop the tail of a value, whose first lines looked like a whole reply."""
@@ -429,9 +439,10 @@ class AgiConnection:
             return None
         if code in (b"510 ", b"511 ", b"520 "):
             return self._answered(Reply(int(code), text=_text(line[4:])))
-        if code[:1] == b"1" and code[:3].isdigit():
-            return None  # 1xx is provisional: GOSUB says "100 result=0 Trying..."
-        return self._on_stray_line(line)
+        # 1xx is provisional: GOSUB says "100 result=0 Trying..."
+        if not (code[:1] == b"1" and code[:3].isdigit()):
+            self._on_stray_line(line)
+        return None
 
     def _on_usage_line(self, line: bytes, usage: list[str]) -> Reply | None:
         if line.startswith(b"520 "):

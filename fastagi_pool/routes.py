@@ -108,10 +108,12 @@ class Verdict:
 
 @lru_cache(maxsize=1024)
 def _compiled_glob(glob: str) -> re.Pattern[str]:
-    parts = []
-    for part in re.findall(r"\*\*|\*|\?|[^*?]+", glob):
-        parts.append({"**": "(.*)", "*": "([^/]*)", "?": "([^/])"}.get(part) or re.escape(part))
-    return re.compile("".join(parts), re.DOTALL)
+    wildcards = {"**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
+    return re.compile("".join(wildcards.get(part) or re.escape(part) for part in _glob_parts(glob)), re.DOTALL)
+
+
+def _glob_parts(glob: str) -> list[str]:
+    return re.findall(r"\*\*|\*|\?|[^*?]+", glob)
 
 
 def _glob_matches(glob: str, text: str) -> bool:
@@ -137,7 +139,9 @@ class RouteTable:
         self._given = tuple(routes)
         self.routes = tuple(sorted(routes, key=lambda route: (-route.priority, _RANK[route.kind])))
         self._patterns = {
-            route.name: re.compile(route.pattern) if route.kind is RouteKind.REGEX else _compiled_glob(route.pattern)
+            route.name: re.compile(route.pattern)
+            if route.kind is RouteKind.REGEX
+            else _compiled_glob(route.pattern)
             for route in routes
             if route.kind in (RouteKind.GLOB, RouteKind.REGEX)
         }
@@ -215,7 +219,10 @@ class RouteTable:
     # --- shadows
 
     def _covers_scripts(self, earlier: Route, later: Route) -> bool:
-        if earlier.kind is RouteKind.DEFAULT or (earlier.kind, earlier.pattern) == (later.kind, later.pattern):
+        if earlier.kind is RouteKind.DEFAULT or (earlier.kind, earlier.pattern) == (
+            later.kind,
+            later.pattern,
+        ):
             return True
         if later.kind is RouteKind.SCRIPT:
             return self._captures(earlier, later.pattern) is not None
@@ -232,8 +239,8 @@ def _samples(glob: str) -> list[str]:
     U+0000 stands where anything may stand: no pattern names it, so only a wildcard matches it.
     """
     stand_ins = {"**": ("", "\0", "\0/\0"), "*": ("", "\0", "\0\0"), "?": ("\0",)}
-    parts = re.findall(r"\*\*|\*|\?|[^*?]+", glob)
-    return ["".join(choice) for choice in product(*(stand_ins.get(part, (part,)) for part in parts))]
+    parts = (stand_ins.get(part, (part,)) for part in _glob_parts(glob))
+    return ["".join(choice) for choice in product(*parts)]
 
 
 def _covers_conditions(earlier: Route, later: Route) -> bool:

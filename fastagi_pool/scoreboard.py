@@ -38,6 +38,8 @@ class _Header(IntEnum):
     GENERATION = 4
     #: Number of slots in use or used so far: nobody need look beyond.
     USED = 5
+    #: 1 once the master has been told to end.
+    STOPPING = 6
 
 
 class _Field(IntEnum):
@@ -136,6 +138,10 @@ class SlotWriter:
         active = words[base + 5] + 1
         words[base + 5] = active
         return active
+
+    def probe_ends(self) -> None:
+        """Take back a call that turned out to be a connection without a word."""
+        self._words[self._base + 5] -= 1
 
     def call_ends(self, failed: bool) -> bool:
         """Count a call out; return whether the master wants to be woken for it."""
@@ -249,6 +255,15 @@ class Scoreboard:
     def generation(self) -> int:
         """The generation in charge."""
         return self.words[_Header.GENERATION]
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the whole pool is to end, so that nobody else will take what waits in the queue."""
+        return bool(self.words[_Header.STOPPING])
+
+    def set_stopping(self) -> None:
+        """Say that the whole pool is to end (master only)."""
+        self.words[_Header.STOPPING] = 1
 
     def set_generation(self, generation: int) -> None:
         """Publish which generation is in charge (master only)."""

@@ -171,7 +171,9 @@ def answer(line: str, variables: dict[str, str]) -> str:
     if " ".join(words[:3]).upper() == "GET FULL VARIABLE" and len(words) >= 4:
         value = variables.get(words[3].removeprefix("${").removesuffix("}"), "")
         return f"200 result=1 ({value})"
-    return _REPLIES.get(command) or _REPLIES.get(words[0].upper() if words else "", "510 Invalid or unknown command")
+    return _REPLIES.get(command) or _REPLIES.get(
+        words[0].upper() if words else "", "510 Invalid or unknown command"
+    )
 
 
 _REPLIES: Final[Mapping[str, str]] = {

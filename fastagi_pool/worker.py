@@ -18,7 +18,6 @@ from __future__ import annotations
 import _socket
 import faulthandler
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -35,6 +34,7 @@ import gevent.event
 from setproctitle import setproctitle
 
 from fastagi_pool.application import Application
+from fastagi_pool.attendants import Attendants
 from fastagi_pool.context import Context
 from fastagi_pool.database import Database
 from fastagi_pool.dispatch import Dispatcher
@@ -129,6 +129,7 @@ class Worker:
         gevent.reinit()
         self._hub: Any = gevent.get_hub()
         self._lifeline = self._hub.loop.io(surroundings.lifeline_fd, _READ)
+        self._attendants = Attendants(self._hub)
         self._sessions: set[Session] = set()
         self._watchers: list[Any] = []
         self._acceptors: list[Any] = []
@@ -138,9 +139,13 @@ class Worker:
         self._over = gevent.event.Event()
         self._databases = {settings.name: Database(settings) for settings in application.databases}
         self._state: dict[str, Any] = {}
+        file = surroundings.access
+        self._access = AccessLog(file, self._identity, self._hub.loop.run_callback) if file else None
         self._dispatcher = self._build_dispatcher()
         limits = self._config.limits
-        self._session_limits = SessionLimits(limits.header_timeout, limits.idle_timeout, limits.script_timeout)
+        self._session_limits = SessionLimits(
+            limits.header_timeout, limits.idle_timeout, limits.script_timeout
+        )
         self._header_limits = HeaderLimits(limits.header_size, limits.line_length, limits.arguments)
         self._max_active = self._config.calls_per_worker
         self._peers: dict[str, bool] = {}
@@ -168,23 +173,22 @@ class Worker:
     # --- beginning and end
 
     def _build_dispatcher(self) -> Dispatcher:
-        access = self._surroundings.access
         return Dispatcher(
             table=self._application.table,
             handlers=self._application.handlers,
             databases=self._databases,
             state=self._state,
             log=self._log,
-            access=AccessLog(access, self._identity) if access is not None else None,
+            access=self._access,
             ref_prefix=f"{int(time.time()):x}-{self._pid:x}-",
         )
 
     def _open_databases(self) -> None:
-        for database in self._databases.values():
+        for settings in self._application.databases:
             try:
-                database.open()
+                self._databases[settings.name].open()
             except DatabaseUnavailable as error:
-                if database.settings.required_at_boot:
+                if settings.required_at_boot:
                     raise
                 self._log.warning("starting without it: %s", error)
 
@@ -192,21 +196,22 @@ class Worker:
         return Context(self._databases, self._log, self._state)
 
     def _begin_serving(self) -> None:
+        if self._draining:
+            self._over.set()
+            return
         self._beat()
         watchdog_s = self._config.watchdog
         beat_s = min(BEAT_S, watchdog_s / 4) if watchdog_s else BEAT_S
         self._watch(self._hub.loop.timer(beat_s, repeat=beat_s), self._beat)
         self._watch(self._hub.loop.timer(SWEEP_S, repeat=SWEEP_S), self._sweep)
         for listener in self._birth.listeners:
-            plain = _socket.socket(fileno=os.dup(listener.fileno()))
+            plain = _socket.socket(fileno=listener.detach())
             plain.setblocking(False)
             acceptor = self._hub.loop.io(plain.fileno(), _READ)
-            self._acceptors.append((acceptor, partial(self._on_readable, plain)))
+            self._acceptors.append((plain, acceptor, partial(self._on_readable, plain)))
         self._resume_accepting()
-        if not self._draining:
-            self._slot.set_state(WorkerState.READY)
+        self._slot.set_state(WorkerState.READY)
         self._ring()
-        self._end_if_idle()
 
     def _end(self) -> int:
         for teardown in self._application.teardowns:
@@ -216,6 +221,8 @@ class Worker:
                 self._log.exception("teardown failed")
         for database in self._databases.values():
             database.close()
+        if self._access is not None:
+            self._access.flush()
         return 0
 
     # --- signals and the master
@@ -248,9 +255,19 @@ class Worker:
             return
         self._draining = True
         self._slot.set_state(WorkerState.DRAINING)
-        self._pause_accepting()
+        self._leave_the_queue()
         self._ring()
         self._end_if_idle()
+
+    def _leave_the_queue(self) -> None:
+        """Accept no more. What waits is left to the other workers; if there will be none, it is ours."""
+        self._pause_accepting()
+        for listener, acceptor, _ in self._acceptors:
+            while self._board.stopping and self._accept(listener):
+                pass
+            acceptor.close()
+            listener.close()
+        self._acceptors.clear()
 
     def _stop(self) -> None:
         self._drain()
@@ -283,7 +300,7 @@ class Worker:
 
     def _set_title(self) -> None:
         setproctitle(
-            f"fastagi-pool: worker {self._birth.slot} (gen {self._birth.generation}) {self._slot.active} calls"
+            f"fastagi-pool: worker {self._slot.slot} (gen {self._birth.generation}) {self._slot.active} calls"
         )
 
     def _sweep(self) -> None:
@@ -297,11 +314,11 @@ class Worker:
     def _resume_accepting(self) -> None:
         self._full = False
         if not self._draining:
-            for acceptor, callback in self._acceptors:
+            for _, acceptor, callback in self._acceptors:
                 acceptor.start(callback)
 
     def _pause_accepting(self) -> None:
-        for acceptor, _ in self._acceptors:
+        for _, acceptor, _ in self._acceptors:
             acceptor.stop()
 
     def _pause_for(self, pause_s: float) -> None:
@@ -322,42 +339,56 @@ class Worker:
                 self._pause_accepting()
                 return
             try:
-                descriptor, address = listener._accept()
-            except BlockingIOError:
-                return
-            except ConnectionAbortedError:
-                continue
+                if not self._accept(listener):
+                    return
             except OSError as error:
                 self._log.error("cannot accept: %s", error)
                 self._pause_for(EXHAUSTED_S)
                 return
-            self._begin_session(listener, descriptor, address)
+
+    def _accept(self, listener: Any) -> bool:
+        """Take one connection, if one waits; raises OSError when the machine is out of something."""
+        try:
+            descriptor, address = listener._accept()
+        except BlockingIOError:
+            return False
+        except ConnectionAbortedError:
+            return True
+        self._begin_session(descriptor, address)
+        return True
 
     def _has_more_than_others(self) -> bool:
         fewest_active, fewest_turns = self._board.least_busy()
         slot = self._slot
         return slot.active > fewest_active + ACTIVE_SLACK or slot.turns > fewest_turns + TURNS_SLACK
 
-    def _begin_session(self, listener: Any, descriptor: int, address: Any) -> None:
-        connection = _socket.socket(listener.family, listener.type, listener.proto, descriptor)
-        connection.setblocking(False)
+    def _begin_session(self, descriptor: int, address: Any) -> None:
+        os.set_blocking(descriptor, False)
         peer = address[0] if isinstance(address, tuple) else "unix"
-        session = Session(connection, peer, self._hub, self._session_limits, self._header_limits)
-        serve = self._dispatcher.serve if self._may_call(peer) else self._dispatcher.deny
+        session = Session(descriptor, peer, self._hub, self._session_limits, self._header_limits)
         self._slot.call_begins()
-        session.greenlet = gevent.spawn(self._serve, serve, session)
+        self._attendants.attend(self._serve if self._may_call(peer) else self._deny, session)
 
-    def _serve(self, serve: Callable[[Session], object], session: Session) -> None:
+    def _serve(self, session: Session) -> None:
+        self._carry(session, self._dispatcher.serve)
+
+    def _deny(self, session: Session) -> None:
+        self._carry(session, self._dispatcher.deny)
+
+    def _carry(self, session: Session, serve: Callable[[Session], bool | None]) -> None:
+        """Carry a session to its end, come what may, and count it unless it was a mere probe."""
         self._sessions.add(session)
-        failed = True
+        failed: bool | None = True
         try:
-            failed = bool(serve(session))
+            failed = serve(session)
         except BaseException:
             self._log.exception("a call could not be ended in order")
             session.close()
         finally:
             self._sessions.discard(session)
-            if self._slot.call_ends(failed):
+            if failed is None:
+                self._slot.probe_ends()
+            elif self._slot.call_ends(failed):
                 self._ring()
             if self._draining:
                 self._end_if_idle()
@@ -397,5 +428,3 @@ def live(application: Application, surroundings: Surroundings, birth: Birth) -> 
     code = Worker(birth, application, surroundings).run()
     sys.stdout.flush()
     return code
-
-

@@ -30,6 +30,8 @@ DATABASE_SCENARIO: Final = PROJECT / "tests" / "external" / "database_scenario.p
 SCENARIO_LIMIT_S: Final = 120.0
 
 _NO_MARIADB: Final = "no MariaDB"
+#: How the reasons of skips begin that name a missing service.
+_NO_SERVICE: Final = (_NO_MARIADB, "no Asterisk")
 _database_numbers = itertools.count(1)
 
 
@@ -40,14 +42,14 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name the tests that did not run for want of MariaDB."""
+    """Name the tests that did not run for want of a service."""
     skipped = [
         report.nodeid
         for report in terminalreporter.getreports("skipped")
-        if _NO_MARIADB in str(report.longrepr)
+        if any(reason in str(report.longrepr) for reason in _NO_SERVICE)
     ]
     if skipped:
-        terminalreporter.section(f"{len(skipped)} tests skipped for want of MariaDB")
+        terminalreporter.section(f"{len(skipped)} tests skipped for want of a service")
         terminalreporter.write_line("\n".join(skipped))
 
 
@@ -78,10 +80,13 @@ def clock() -> ManualClock:
 @pytest.fixture(scope="session")
 def mariadb() -> Iterator[MariaDBServer]:
     """One MariaDB server for the whole run. Who stops it has to start it again."""
+    missing, programs = "", None
     try:
         programs = find_mariadb()
     except MariaDBMissingError as error:
-        _do_without(f"{_NO_MARIADB}: {error}")
+        missing = f"{_NO_MARIADB}: {error}"
+    if programs is None:
+        _do_without(missing)
     with MariaDBServer(programs) as server:
         yield server
 

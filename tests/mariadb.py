@@ -188,8 +188,9 @@ class MariaDBServer:
         shutil.rmtree(self._folder)
 
     def pause(self) -> None:
-        """Freeze the server: it keeps its connections and answers nothing."""
+        """Freeze the server, all of it: it keeps its connections and answers nothing."""
         self._running.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._running.pid, os.WSTOPPED)
 
     def resume(self) -> None:
         """Let a frozen server go on."""

@@ -146,6 +146,8 @@ def kills(database: Database) -> None:
     callers = Callers(database)
     database.open()
     descriptors = open_descriptors()
+    complaints: list[str] = []
+    sys.unraisablehook = lambda complaint: complaints.append(repr(complaint.exc_value))
     running: list[gevent.Greenlet] = []
     killed = 0
     while killed < KILLS:
@@ -168,6 +170,7 @@ def kills(database: Database) -> None:
         checked_out=pool.checkedout(),
         answers_of_all=answers_of_all(database),
         connections=pool.checkedin(),
+        complaints_of_destructors=complaints,
         leaked_descriptors=open_descriptors() - descriptors,
     )
 
@@ -250,7 +253,21 @@ def silence(database: Database) -> None:
     first_s = max(took_s)
     took_s.clear()
     gevent.joinall([gevent.spawn(caller) for _ in range(1_000)])
-    say(first_s=first_s, then_s=max(took_s), refused=len(took_s), errors=dict(errors))
+    refused, then_s = len(took_s), max(took_s)
+    while not database.available:
+        gevent.sleep(0.01)
+    prober = gevent.spawn(caller)
+    gevent.sleep(0.05)
+    while_probing = database.available
+    prober.kill()
+    say(
+        first_s=first_s,
+        then_s=then_s,
+        refused=refused,
+        errors=dict(errors),
+        available_while_probing=while_probing,
+        available_after_kill=database.available,
+    )
 
 
 def strangers(database: Database) -> None:
@@ -277,13 +294,14 @@ def half_sent(database: Database) -> None:
     lease = database.lease()
     say(ready=True)
     tp_read(sys.stdin.fileno(), 100)
+    connection = lease.connect()
     outcome = "answered"
     try:
-        with gevent.Timeout(0.3, ValueError("too slow")), lease.connect() as connection:
+        with gevent.Timeout(0.3, ValueError("too slow")):
             connection.execute(LONG, {"token": 1, "ballast": FLOOD})
     except ValueError as error:
         outcome = where(error)
-    say(outcome=outcome)
+    say(outcome=outcome, dropped=connection.invalidated)
     tp_read(sys.stdin.fileno(), 100)
     say(left_open=lease.release(), answers_of_all=answers_of_all(database))
 
@@ -337,10 +355,7 @@ def abandoned(database: Database) -> None:
     )
 
 
-SCENARIOS: Final[dict[str, Callable[[Database], None]]] = {
-    scenario.__name__: scenario
-    for scenario in (kills, restart, silence, strangers, half_sent, turns, abandoned)
-}
+SCENARIOS: Final = (kills, restart, silence, strangers, half_sent, turns, abandoned)
 
 
 def main() -> None:
@@ -350,7 +365,8 @@ def main() -> None:
         "main", (url,), pool_size=POOL_SIZE, pool_timeout_s=20.0, idle_ping_s=0.005, connect_timeout_s=0.5
     )
     database = Database(settings)
-    SCENARIOS[name](database)
+    scenario = {scenario.__name__: scenario for scenario in SCENARIOS}[name]
+    scenario(database)
     database.close()
 
 

@@ -133,7 +133,7 @@ def test_two_scripts_on_one_call(pool: PoolService, telephone: Telephone, record
 def test_lookup_in_database(pools: PoolFactory, telephone: Telephone, run_folder: Path) -> None:
     """The demonstration's handler finds a caller in a database and tells the dialplan the name."""
     database = {"demo": {"url": f"sqlite:///{run_folder}/callers.sqlite"}}
-    pool = pools.start({"lookup": "fastagi_pool.handlers.demo:lookup"}, {"databases": database})
+    pool = pools.start({"lookup": "fastagi_pool.handlers.lookup:lookup"}, {"databases": database})
     known = telephone.call(pool.url("lookup"), callerid='"" <100>')
     unknown = telephone.call(pool.url("lookup"), callerid='"" <999>')
     assert known.done().variables["CALLER_NAME"] == "Alice Liddell"
