@@ -25,6 +25,8 @@ from fastagi_pool.logs import LOGGER_NAME
 _log = logging.getLogger(LOGGER_NAME)
 #: Attendants kept while they have nothing to do: enough for a burst, at 20 KB each.
 IDLE_LIMIT: Final = 64
+#: Started at the very moment the call began counts as the call's own.
+_ROUNDING_S: Final = 0.001
 
 
 class Attendant(greenlet):
@@ -37,7 +39,7 @@ class Attendant(greenlet):
         raised = args[0] if args else None
         if isinstance(raised, gevent.Timeout) and raised.seconds is not None:
             started_s = gevent.get_hub().loop.now() - raised.seconds
-            if started_s < self.begun_s:
+            if started_s < self.begun_s - _ROUNDING_S:
                 return None
         return super().throw(*args)
 

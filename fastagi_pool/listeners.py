@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import ipaddress
 import os
 import socket
 import stat
@@ -48,13 +49,15 @@ class Address:
     text: str
 
 
-def bind(address: Address, backlog: int, inherited: list[int]) -> list[socket.socket]:
+def bind(address: Address, backlog: int, inherited: list[int], restricted: bool) -> list[socket.socket]:
     """Open the sockets of one address.
 
     Args:
         address: Where.
         backlog: Connections that may wait to be accepted.
         inherited: Descriptors of sockets that systemd opened for us.
+        restricted: Whether callers are held against a list of networks. If not, an inherited socket
+            must not be reachable from other machines; others were checked with the configuration.
 
     Returns:
         One socket; for ``systemd`` all that were inherited.
@@ -64,7 +67,7 @@ def bind(address: Address, backlog: int, inherited: list[int]) -> list[socket.so
     """
     try:
         if address.kind == "systemd":
-            return _adopt(inherited)
+            return _adopt(inherited, restricted)
         if address.kind == "unix":
             return [_bind_unix(address, backlog)]
         return [_bind_tcp(address, backlog)]
@@ -127,10 +130,23 @@ def _remove_if_abandoned(path: Path) -> None:
             path.unlink()
 
 
-def _adopt(inherited: list[int]) -> list[socket.socket]:
+def _adopt(inherited: list[int], restricted: bool) -> list[socket.socket]:
     if not inherited:
         raise BootError("cannot listen on systemd: no socket was handed over (LISTEN_FDS is not set)")
-    return [socket.socket(fileno=os.dup(descriptor)) for descriptor in inherited]
+    listeners = [socket.socket(fileno=os.dup(descriptor)) for descriptor in inherited]
+    for listener in listeners:
+        if not restricted and not _is_private(listener):
+            raise BootError(
+                f"cannot listen on systemd: {describe(listener)} can be reached from other machines; "
+                "say in 'allow' which may call"
+            )
+    return listeners
+
+
+def _is_private(listener: socket.socket) -> bool:
+    if listener.family == socket.AF_UNIX:
+        return True
+    return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
 def refuse_newcomers(listener: socket.socket) -> None:

@@ -49,7 +49,7 @@ def run_loader(
         claim_descriptors(application.descriptors)
         surroundings = _surroundings(application.config, bell_fd, lifeline_fd)
     except OperatorError as error:
-        channel.send(Refused(str(error)[:_REPORT_CHARACTERS]))
+        channel.send(Refused(str(error)[:_REPORT_CHARACTERS], isinstance(error, BootError)))
         return 0
     configure(surroundings.log, application.config.log.level, f"loader pid={os.getpid()}")
     channel.send(describe(application, greeting))
@@ -80,6 +80,7 @@ def describe(application: Application, greeting: list[str]) -> Loaded:
             "watchdog": bool(config.watchdog),
         },
         listen=[asdict(_address(address)) for address in config.listen],
+        restricted=bool(config.allow),
         backlog=config.backlog,
         runtime_dir=str(config.runtime_dir),
         pid_file=str(config.pid_file),

@@ -222,7 +222,7 @@ class Master:
         elif isinstance(action, Confirm):
             self._confirm(action.generation)
         elif isinstance(action, Abandon):
-            self._dismiss(loader for loader in self._loaders if loader.generation == action.generation)
+            self._dismiss(loader for loader in self._loaders if loader.generation > pool.generation)
             self._close_unused()
         elif isinstance(action, DropLoader):
             self._kill_loader(action.generation)
@@ -298,7 +298,7 @@ class Master:
         if isinstance(message, Loaded):
             self._on_loaded(loader, message)
         elif isinstance(message, Refused):
-            self._on_refused(loader, message.report, ExitCode.CONFIG)
+            self._on_refused(loader, message.report, ExitCode.BOOT if message.machine else ExitCode.CONFIG)
         elif self._pool is None:
             return
         elif isinstance(message, Forked):
@@ -420,7 +420,8 @@ class Master:
         for content in loaded.listen:
             address = Address(**content)
             if address.text not in self._listeners:
-                self._listeners[address.text] = bind(address, loaded.backlog, list(self._options.inherited))
+                inherited = list(self._options.inherited)
+                self._listeners[address.text] = bind(address, loaded.backlog, inherited, loaded.restricted)
         return tuple(content["text"] for content in loaded.listen)
 
     def _all_listeners(self) -> list[socket.socket]:

@@ -33,6 +33,7 @@ class Loaded:
     Attributes:
         limits: The arguments of ``pool.PoolLimits``.
         listen: Where to listen: the arguments of ``listeners.Address``.
+        restricted: Whether there is a list of networks that may call.
         backlog: Connections that may wait to be accepted, for each address.
         runtime_dir: Folder of the scoreboard.
         pid_file: Where the master writes its pid; empty for nowhere.
@@ -43,6 +44,7 @@ class Loaded:
 
     limits: dict[str, Any]
     listen: list[dict[str, Any]]
+    restricted: bool
     backlog: int
     runtime_dir: str
     pid_file: str
@@ -53,9 +55,15 @@ class Loaded:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Nothing was loaded, and why: the text for the log or the terminal."""
+    """Nothing was loaded.
+
+    Attributes:
+        report: Why: the text for the log or the terminal.
+        machine: Whether the machine is to blame, and not the configuration.
+    """
 
     report: str
+    machine: bool = False
 
 
 @dataclass(frozen=True, slots=True)

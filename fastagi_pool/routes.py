@@ -109,7 +109,8 @@ class Verdict:
 @lru_cache(maxsize=1024)
 def _compiled_glob(glob: str) -> re.Pattern[str]:
     wildcards = {"**": "(.*)", "*": "([^/]*)", "?": "([^/])"}
-    return re.compile("".join(wildcards.get(part) or re.escape(part) for part in _glob_parts(glob)), re.DOTALL)
+    parts = [wildcards.get(part) or re.escape(part) for part in _glob_parts(glob)]
+    return re.compile("".join(parts), re.DOTALL)
 
 
 def _glob_parts(glob: str) -> list[str]:

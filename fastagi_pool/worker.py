@@ -128,6 +128,8 @@ class Worker:
         # A handler module that used gevent while it was imported left a hub of the zygote's.
         gevent.reinit()
         self._hub: Any = gevent.get_hub()
+        # What fails in the hub or in a greenlet that a handler started must be found in the log.
+        self._hub.exception_stream = surroundings.log
         self._lifeline = self._hub.loop.io(surroundings.lifeline_fd, _READ)
         self._attendants = Attendants(self._hub)
         self._sessions: set[Session] = set()

@@ -22,7 +22,7 @@ from .asterisk.calls import Telephone
 from .asterisk.gate import Gate
 from .asterisk.packages import SUITES, AsteriskUnavailable, Installation, install
 from .asterisk.server import AsteriskServer
-from .asterisk.service import PoolService
+
 
 _PROJECT: Final = Path(__file__).resolve().parents[2]
 _HANDLERS: Final = Path(__file__).resolve().parent

@@ -16,7 +16,7 @@ import pytest
 from .asterisk.calls import PlacedCall, Telephone
 from .asterisk.gate import Gate
 from .asterisk.server import AsteriskServer
-from .asterisk.service import PoolService
+
 from .conftest import PoolFactory, Records
 
 pytestmark = pytest.mark.asterisk

@@ -1,0 +1,60 @@
+# Every verb is one line of shell or two; `make` alone lists them. `make check` is the definition of green.
+PYTHON ?= python3
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: help venv run test test-asterisk check format format-check lint types imports docs docs-check bench clean
+
+help:              ## Show the verbs
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+.venv/run: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv || { echo "On Debian: apt install python3-venv" >&2; exit 1; }
+	$(PIP) install --editable .
+	@touch $@
+
+.venv/dev: .venv/run
+	$(PIP) install --editable '.[dev]'
+	@touch $@
+
+venv: .venv/run    ## Make the virtual environment in .venv and install the package into it
+
+run: .venv/run     ## Start the demonstration in the foreground on 127.0.0.1:4577
+	@$(BIN)/fastagi-pool run --demo
+
+test: .venv/dev    ## Run the tests, with a MariaDB server of their own
+	$(BIN)/pytest -m "not asterisk"
+
+test-asterisk: .venv/dev ## Run the tests against a real Asterisk, which is unpacked privately
+	$(BIN)/pytest -m asterisk tests/external
+
+check: format-check lint types imports docs-check test ## All that must be green
+
+format: .venv/dev  ## Format the code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+format-check: .venv/dev ## Check the format
+	$(BIN)/ruff format --check .
+
+lint: .venv/dev    ## Look for likely mistakes
+	$(BIN)/ruff check .
+
+types: .venv/dev   ## Check the types
+	$(BIN)/mypy
+
+imports: .venv/dev ## Check that imports point one way
+	$(BIN)/lint-imports
+
+docs: .venv/dev    ## Generate the reference of the configuration
+	$(BIN)/python scripts/generate_config_docs.py
+
+docs-check: .venv/dev ## Check that the generated pages are up to date
+	$(BIN)/python scripts/generate_config_docs.py --check
+
+bench: .venv/dev   ## Measure, compare with the peers, and write docs/performance.md
+	$(BIN)/python scripts/bench/run.py
+
+clean:             ## Remove what was made
+	rm -rf .venv .cache .test-failures .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
