@@ -82,7 +82,8 @@ def assemble(loaded: LoadedConfig) -> Application:
             problems.append(loaded.problem(("routes", place, "handler"), str(fault)))
     hooks = {name: tuple(_hooks(modules.values(), name)) for name in ("setup", "teardown")}
     if problems:
-        raise ConfigError(problems)
+        main = loaded.source_map.name
+        raise ConfigError(sorted(problems, key=lambda found: (found.file != main, found.file, found.line)))
     databases = tuple(database_settings(name, each) for name, each in config.databases.items())
     return Application(config, table, handlers, hooks["setup"], hooks["teardown"], databases)
 
@@ -172,9 +173,7 @@ def import_module(handler: str) -> ModuleType:
 def find_handler(module: ModuleType, handler: str) -> Handler:
     """Find the function of ``package.module:function`` and check that it can be called."""
     name = handler.partition(":")[2]
-    function: Any = module
-    for part in name.split("."):
-        function = getattr(function, part, None)
+    function: Any = getattr(module, name, None)
     if function is None:
         raise _HandlerFault(f"{module.__name__} ({module.__file__}) has no {name}")
     if not callable(function):

@@ -13,7 +13,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
@@ -21,8 +21,6 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import click
-from rich.console import Console
-from rich.table import Table
 from setproctitle import setproctitle
 
 from fastagi_pool.errors import OperatorError
@@ -37,6 +35,7 @@ if TYPE_CHECKING:
     from fastagi_pool.application import Application
     from fastagi_pool.config import LoadedConfig
 
+DEFAULT_SERVER: Final = "127.0.0.1:4577"
 DEFAULT_CONFIG: Final = "/etc/fastagi-pool/fastagi-pool.yaml"
 #: What a command ends with when the operator's input cannot be used; 1 is for what went wrong later.
 EXIT_INPUT: Final = 2
@@ -148,7 +147,6 @@ def run(path: str, demo: bool) -> None:
     USR1 reopens the logs, TTIN and TTOU change the number of workers by one.
     """
     source = Source(path, demo)
-    greeting = ["Place a call from a second terminal:  fastagi-pool call hello"] if demo else []
 
     def be_loader(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
         from gevent import monkey
@@ -156,12 +154,13 @@ def run(path: str, demo: bool) -> None:
         monkey.patch_all(os=False, signal=False)
         from fastagi_pool.loader import run_loader
 
-        return run_loader(channel, bell_fd, lifeline_fd, source.load, greeting)
+        return run_loader(channel, bell_fd, lifeline_fd, source.load)
 
-    def serving(greeting: list[str], addresses: list[str]) -> None:
+    def serving(addresses: list[str]) -> None:
         click.echo(f"fastagi-pool {VERSION} listens on {', '.join(addresses)}; Ctrl-C ends it.")
-        for line in greeting:
-            click.echo(line)
+        if demo:
+            script = "hello" if addresses == [DEFAULT_SERVER] else f"agi://{addresses[0]}/hello"
+            click.echo(f"Place a call from a second terminal:  fastagi-pool call {script}")
 
     options = MasterOptions(
         loader=be_loader,
@@ -194,7 +193,7 @@ def check(path: str, demo: bool, show: bool, databases: bool) -> None:
     source = Source(path, demo)
     application = source.assemble()
     if show:
-        from fastagi_pool.config import effective
+        from fastagi_pool.schema import effective
 
         click.echo(effective(application.config), nl=False)
     if databases and not _check_databases(application):
@@ -239,12 +238,12 @@ def routes(context: click.Context, path: str, demo: bool) -> None:
     context.obj = Source(path, demo)
     if context.invoked_subcommand is not None:
         return
-    table = Table("route", "takes", "and only if", "priority", "handler", box=None, header_style="bold")
+    rows = []
     for route in context.obj.assemble().table.routes:
         conditions = ", ".join(" ".join(map(str, condition)) for condition in route.conditions)
         takes = f"{route.kind.value} {route.pattern}".strip()
-        table.add_row(route.name, takes, conditions, str(route.priority), route.handler)
-    _console().print(table)
+        rows.append((route.name, takes, conditions, route.priority, route.handler))
+    _print_table(("route", "takes", "and only if", "priority", "handler"), rows)
 
 
 @routes.command()
@@ -257,12 +256,12 @@ def explain(source: Source, url: str, arguments: tuple[str, ...], dialplan_conte
     lines = environment(_full_url(url, "localhost"), arguments, Caller(context=dialplan_context))
     request = Request(dict(line.split(": ", 1) for line in lines.splitlines() if line), arguments)
     verdicts = source.assemble().table.explain(request)
-    table = Table("", "route", "takes", "why", box=None, header_style="bold")
+    rows = []
     for verdict in verdicts:
         route = verdict.route
         takes = f"{route.kind.value} {route.pattern}".strip()
-        table.add_row("->" if verdict.wins else "", route.name, takes, verdict.reason)
-    _console().print(table)
+        rows.append(("->" if verdict.wins else "", route.name, takes, verdict.reason))
+    _print_table(("", "route", "takes", "why"), rows)
     if not any(verdict.wins for verdict in verdicts):
         click.echo("No route takes this call: the dialplan would see AGISTATUS=FAILURE.", err=True)
         sys.exit(1)
@@ -275,7 +274,7 @@ def explain(source: Source, url: str, arguments: tuple[str, ...], dialplan_conte
 @click.argument("url")
 @click.argument("arguments", nargs=-1)
 @click.option(
-    "--server", default="127.0.0.1:4577", show_default=True, help="Where the server is, if URL does not say."
+    "--server", default=DEFAULT_SERVER, show_default=True, help="Where the server is, if URL does not say."
 )
 @click.option("--callerid", default="100", show_default=True, help="The caller's number.")
 @click.option("--name", default="Alice", show_default=True, help="The caller's name.")
@@ -361,16 +360,20 @@ def status(path: str, demo: bool, as_json: bool) -> None:
 def _print_status(pool: PoolStatus) -> None:
     state = "running" if pool.running else "NOT RUNNING (what follows is its last word)"
     click.echo(f"master {pool.master_pid}: {state}, generation {pool.generation}, up {pool.uptime_s:.0f} s")
-    table = Table(
-        "worker", "gen", "pid", "state", "calls now", "served", "failed", "MB", box=None, header_style="bold"
-    )
+    rows = []
     for facts in pool.workers:
-        cells = (facts.slot, facts.generation, facts.pid, facts.state.name.lower())
-        figures = (facts.active, facts.served, facts.failed, facts.rss_bytes >> 20)
-        table.add_row(*map(str, cells + figures))
-    _console().print(table)
+        who = (facts.slot, facts.generation, facts.pid, facts.state.name.lower())
+        rows.append((*who, facts.active, facts.served, facts.failed, facts.rss_bytes >> 20))
+    _print_table(("worker", "gen", "pid", "state", "calls now", "served", "failed", "MB"), rows)
 
 
-def _console() -> Console:
+def _print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    # Not imported at the top: a loader would pass 10 MB of it on to every worker.
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*heads, box=None, header_style="bold")
+    for row in rows:
+        table.add_row(*map(str, row))
     # Tables are read by people and by grep: never cut a column.
-    return Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200)
+    Console(soft_wrap=True, highlight=False, width=None if sys.stdout.isatty() else 200).print(table)

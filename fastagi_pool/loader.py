@@ -10,20 +10,22 @@ from __future__ import annotations
 
 import os
 import resource
-import socket
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 from typing import Final
 
+from gevent.monkey import get_original
 from setproctitle import setproctitle
 
 from fastagi_pool.application import Application, assemble
-from fastagi_pool.config import Config, ListenAddress, LoadedConfig
+from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.errors import BootError, OperatorError
 from fastagi_pool.listeners import Address
 from fastagi_pool.logs import LogFile, configure, ensure_folder
 from fastagi_pool.messages import Begin, Channel, Loaded, Refused
+from fastagi_pool.rehearsal import rehearse
+from fastagi_pool.values import ListenAddress
 from fastagi_pool.worker import WORKER_SIGNALS, Birth, Surroundings, live
 from fastagi_pool.zygote import Zygote
 
@@ -31,9 +33,7 @@ from fastagi_pool.zygote import Zygote
 _REPORT_CHARACTERS: Final = 50_000
 
 
-def run_loader(
-    channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[[], LoadedConfig], greeting: list[str]
-) -> int:
+def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[[], LoadedConfig]) -> int:
     """Load everything, tell the master, and be the zygote; return the exit code.
 
     Args:
@@ -41,7 +41,6 @@ def run_loader(
         bell_fd: By which workers wake the master.
         lifeline_fd: By which workers learn that the master is gone.
         load: Reads the configuration.
-        greeting: Lines for whoever started it in the foreground.
     """
     setproctitle("fastagi-pool: loader (loading)")
     try:
@@ -52,16 +51,18 @@ def run_loader(
         channel.send(Refused(str(error)[:_REPORT_CHARACTERS], isinstance(error, BootError)))
         return 0
     configure(surroundings.log, application.config.log.level, f"loader pid={os.getpid()}")
-    channel.send(describe(application, greeting))
+    channel.send(describe(application))
 
-    def be_worker(slot: int, begin: Begin, listeners: tuple[socket.socket, ...]) -> int:
+    def be_worker(slot: int, begin: Begin, listeners: tuple[int, ...]) -> int:
         return live(application, surroundings, Birth(slot, begin.generation, begin.scoreboard, listeners))
 
+    rehearse()
     reopen = partial(_reopen, surroundings)
-    return Zygote(channel, be_worker, WORKER_SIGNALS, reopen, setproctitle).run()
+    poll = get_original("select", "poll")
+    return Zygote(channel, be_worker, WORKER_SIGNALS, reopen, setproctitle, poll).run()
 
 
-def describe(application: Application, greeting: list[str]) -> Loaded:
+def describe(application: Application) -> Loaded:
     """Say what the master needs of an application."""
     config = application.config
     return Loaded(
@@ -86,7 +87,6 @@ def describe(application: Application, greeting: list[str]) -> Loaded:
         pid_file=str(config.pid_file),
         log_file=config.log.file,
         log_level=config.log.level,
-        greeting=greeting,
     )
 
 

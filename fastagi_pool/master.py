@@ -66,7 +66,8 @@ from fastagi_pool.scoreboard import Scoreboard
 
 #: The loop turns at least this often, for what only time brings about.
 TICK_S: Final = 0.25
-#: Source: PR_SET_CHILD_SUBREAPER in linux/prctl.h.
+#: Source: PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER in linux/prctl.h.
+_PR_SET_PDEATHSIG: Final = 1
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _LOG_LEVELS: Final = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
 #: What the loader process runs: given its end of the channel, the bell and the lifeline.
@@ -99,15 +100,14 @@ class MasterOptions:
     Attributes:
         loader: The life of a loader process.
         report: Shows a text to whoever started the master, before logs are set up.
-        serving: Called once, when the first worker serves, with the greeting of the configuration
-            and the addresses.
+        serving: Called once, when the first worker serves, with the addresses.
         inherited: Descriptors of sockets that systemd opened.
         set_title: Sets the process title.
     """
 
     loader: LoaderMain
     report: Callable[[str], None]
-    serving: Callable[[list[str], list[str]], None]
+    serving: Callable[[list[str]], None]
     inherited: tuple[int, ...]
     set_title: Callable[[str], None]
 
@@ -275,7 +275,9 @@ class Master:
         self._loaders.append(Loader(self._generations, pid, ours))
 
     def _forget_what_is_mine(self) -> None:
-        """In a new child: close what only the master may hold open."""
+        """In a new child: close what only the master may hold open, and do not outlive it."""
+        # One that hangs in a handler's module would never notice that its channel is closed.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         signal.set_wakeup_fd(-1)
         for loader in self._loaders:
             if loader.channel is not None:
@@ -373,9 +375,9 @@ class Master:
             loader.channel = None
             if loader.loaded is None:
                 self._on_refused(loader, "the loader died while it loaded", ExitCode.CONFIG)
-            elif self._pool is not None and loader.generation == self._pool.generation:
+            elif self._pool is not None:
                 self._log.error("the loader of gen=%d died", loader.generation)
-                self._pool.loader_lost(monotonic())
+                self._pool.loader_lost(loader.generation, monotonic())
 
     # --- what the machine must give
 
@@ -503,6 +505,16 @@ class Master:
         for pid in [handle.pid for handle in self._pool.handles.values()] if self._pool else []:
             if pid and not _is_somebodys_child(pid, [os.getpid(), *(each.pid for each in self._loaders)]):
                 self._on_exit(pid, -1)
+        self._end_strays()
+
+    def _end_strays(self) -> None:
+        """End workers that nobody knows: their loader died before it could tell of them."""
+        if self._pool is not None and self._board is not None:
+            known = {handle.pid for handle in self._pool.handles.values()}
+            for facts in self._board.occupied():
+                if facts.pid not in known and _is_somebodys_child(facts.pid, [os.getpid()]):
+                    self._log.warning("pid=%d is a worker that nobody knows: it is ended", facts.pid)
+                    _kill(facts.pid, signal.SIGTERM)
 
     def _on_exit(self, pid: int, status: int) -> None:
         if self._pool is None:
@@ -522,8 +534,7 @@ class Master:
         self._greeted = True
         addresses = [describe(listener) for listener in self._all_listeners()]
         self._log.info("listening on %s", ", ".join(addresses))
-        current = self._loaders[-1].loaded if self._loaders else None
-        self._options.serving(current.greeting if current else [], addresses)
+        self._options.serving(addresses)
 
     def _end(self) -> None:
         for handle in self._pool.handles.values() if self._pool else ():

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
 #: Signal by which the master makes a worker write its stacks: handled in C, so it works while the
@@ -39,7 +39,6 @@ class Loaded:
         pid_file: Where the master writes its pid; empty for nowhere.
         log_file: Path, or ``-`` for standard error.
         log_level: As in the configuration.
-        greeting: Lines for whoever started it in the foreground.
     """
 
     limits: dict[str, Any]
@@ -50,7 +49,6 @@ class Loaded:
     pid_file: str
     log_file: str
     log_level: str
-    greeting: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)

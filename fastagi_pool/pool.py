@@ -20,6 +20,7 @@ and may be called at any time and as often as one likes::
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
@@ -259,12 +260,18 @@ class Pool:
         #: The newest generation of which a worker has served.
         self._confirmed = 0
         self._can_spawn = True
+        #: Whether the generation to fall back to has lost its loader.
+        self._fallback_lost = False
         self._load_not_before_s: float | None = None
+        self._load_failures = 0
+        self._load_failed_at_s = 0.0
         self._failures = 0
         self._failed_at_s = 0.0
         self._spawn_not_before_s = 0.0
         self._extra_workers = 0
         self._notes: list[Action] = []
+        #: Processes that ended before anyone said what they were.
+        self._unknown: deque[int] = deque(maxlen=64)
 
     # --- facts
 
@@ -274,11 +281,14 @@ class Pool:
         if handle is not None and handle.phase is Phase.SPAWNING:
             handle.pid = pid
             self._enter(handle, Phase.STARTING, now_s)
+            if pid in self._unknown:
+                self.exited(pid, "ended before it was known", False, now_s)
 
     def spawn_failed(self, slot: int, reason: str, now_s: float) -> None:
         """No process could be made."""
-        handle = self.handles.pop(slot, None)
+        handle = self.handles.get(slot)
         if handle is not None:
+            self._remove(handle)
             self._note(Level.ERROR, f"worker={slot} gen={handle.generation} could not be forked: {reason}")
             self._failed_start(handle, now_s)
 
@@ -286,6 +296,9 @@ class Pool:
         """Take what the workers say about themselves."""
         for fact in facts:
             handle = self.handles.get(fact.slot)
+            if handle is not None and handle.phase is Phase.SPAWNING and fact.pid:
+                # Its loader was dismissed before it could tell.
+                self.spawned(fact.slot, fact.pid, now_s)
             if handle is None or handle.pid != fact.pid:
                 continue
             handle.served, handle.active = fact.served, fact.active
@@ -293,8 +306,11 @@ class Pool:
             if fact.state is WorkerState.READY and handle.phase is Phase.STARTING:
                 self._now_serving(handle, now_s)
             elif fact.state is WorkerState.DRAINING and handle.phase in _HOPEFUL:
-                # Nobody here told it to: an operator sent it TERM.
-                self._begin_draining(handle, now_s, self.limits.drain_timeout_s)
+                # Nobody here told it to: an operator sent it TERM, or sent it to us all.
+                stopping = self.stopping is not Stopping.NO
+                limits = self.limits
+                timeout_s = limits.graceful_timeout_s if stopping else limits.drain_timeout_s
+                self._begin_draining(handle, now_s, timeout_s)
             self._judge(handle, fact, now_s)
 
     def exited(self, pid: int, how: str, clean: bool, now_s: float) -> bool:
@@ -311,8 +327,9 @@ class Pool:
         """
         handle = next((each for each in self.handles.values() if each.pid == pid), None)
         if handle is None:
+            self._unknown.append(pid)
             return False
-        del self.handles[handle.slot]
+        self._remove(handle)
         if clean and handle.phase is Phase.DRAINING:
             self._note(Level.INFO, f"{handle} ended after {handle.served} calls")
             return True
@@ -320,27 +337,33 @@ class Pool:
         self._note(
             Level.ERROR, f"{handle} died in {handle.phase.value} after {handle.served} calls{lost}: {how}"
         )
-        if handle.phase is not Phase.DRAINING and (now_s - handle.born_s < YOUNG_S or not handle.served):
+        was_draining = handle.end_by_s > 0
+        if not was_draining and (now_s - handle.born_s < YOUNG_S or not handle.served):
             self._failed_start(handle, now_s)
         return True
 
-    def loader_lost(self, now_s: float) -> None:
-        """The process that forks workers has ended unasked."""
-        self._can_spawn = False
-        self._load_not_before_s = now_s + self._backoff()
+    def loader_lost(self, generation: int, now_s: float) -> None:
+        """The process that forks the workers of a generation has ended unasked."""
         for handle in [each for each in self.handles.values() if each.phase is Phase.SPAWNING]:
-            del self.handles[handle.slot]
+            if handle.generation == generation:
+                self._remove(handle)
+        if self._fallback is not None and generation == self._fallback[0]:
+            self._fallback_lost = True
+        elif self._fallback is not None and generation == self.generation:
+            self._fall_back(now_s)
+        elif generation == self.generation:
+            self._cannot_spawn(now_s)
 
     def load_failed(self, now_s: float) -> None:
         """A loader could not load; where it was to replace a lost one, try again later."""
         if not self._can_spawn:
-            self._failures += 1
-            self._load_not_before_s = now_s + self._backoff()
+            self._cannot_spawn(now_s)
 
     def loaded(self, generation: int, limits: PoolLimits) -> None:
         """A new generation is ready to be forked."""
         if self._can_spawn and self._fallback is None:
             self._fallback = (self.generation, self.limits)
+            self._fallback_lost = False
         elif not self._can_spawn:
             self._fallback = None
         self.generation, self.limits = generation, limits
@@ -366,8 +389,12 @@ class Pool:
 
     @property
     def target(self) -> int:
-        """How many workers shall serve."""
-        return max(1, self.limits.workers + self._extra_workers)
+        """How many workers shall serve.
+
+        While a new generation is unproven its wish for fewer is not granted yet.
+        """
+        old = self._fallback[1].workers if self._fallback is not None else 0
+        return max(1, max(self.limits.workers, old) + self._extra_workers)
 
     @property
     def serving(self) -> list[WorkerHandle]:
@@ -392,9 +419,10 @@ class Pool:
         return actions
 
     def _end_overdue(self, now_s: float) -> Iterator[Action]:
-        for handle in self.handles.values():
+        for handle in list(self.handles.values()):
             in_phase_s = now_s - handle.since_s
             if handle.phase is Phase.SPAWNING and in_phase_s > self.limits.boot_timeout_s:
+                self._remove(handle)
                 yield DropLoader(handle.generation)
             elif handle.phase is Phase.STARTING and in_phase_s > self.limits.boot_timeout_s:
                 yield Note(Level.ERROR, f"{handle} is not ready after {self.limits.boot_timeout_s:g} s")
@@ -445,7 +473,7 @@ class Pool:
         replaced = {handle.replaces for handle in self.handles.values() if handle.phase in _HOPEFUL}
         free = self.limits.max_unavailable - len(self._pending())
         # A reload must not wait for the long calls of workers that were recycled before it.
-        crowded = self._count(Phase.DRAINING) >= self.limits.max_draining
+        crowded = self._count(Phase.DRAINING) + len(self._pending()) >= self.limits.max_draining
         due = [
             handle
             for handle in self.serving
@@ -463,8 +491,10 @@ class Pool:
         while standing < self.target and self._may_spawn(now_s):
             yield self._spawn(now_s)
             standing += 1
-        if standing > self.target:
-            yield from self._drain_surplus(standing - self.target, now_s)
+        # Those that only start do not count here: somebody has to serve until they do.
+        surplus = min(standing, len(self.serving)) - self.target
+        if surplus > 0:
+            yield from self._drain_surplus(surplus, now_s)
 
     def _drain_surplus(self, surplus: int, now_s: float) -> Iterator[Action]:
         replaced = {each.replaces for each in self.serving}
@@ -513,8 +543,6 @@ class Pool:
             self._fallback = None
             self._confirmed = self.generation
             self._notes.append(Confirm(handle.generation))
-        replaced = self.handles.get(handle.replaces)
-        handle.replaces = -1 if replaced is None else handle.replaces
         self._note(Level.INFO, f"{handle} serves")
 
     def _judge(self, handle: WorkerHandle, fact: SlotFacts, now_s: float) -> None:
@@ -524,6 +552,8 @@ class Pool:
         limits = self.limits
         if handle.since_s > self._failed_at_s and (now_s - handle.since_s >= YOUNG_S or fact.served):
             self._failures = 0
+        if handle.since_s > self._load_failed_at_s and now_s - handle.since_s >= YOUNG_S:
+            self._load_failures = 0
         if handle.generation != self.generation:
             handle.retire_reason = RELOAD
         elif handle.call_limit and fact.served >= handle.call_limit:
@@ -535,22 +565,39 @@ class Pool:
 
     def _failed_start(self, handle: WorkerHandle, now_s: float) -> None:
         if self._fallback is not None and handle.generation == self.generation:
-            refused = self.generation
-            self.generation, self.limits = self._fallback
-            self._fallback = None
-            self._note(Level.ERROR, f"gen={refused} does not start: gen={self.generation} stays in charge")
-            self._notes.append(Abandon(refused))
-            for each in self.handles.values():
-                each.retire_reason = RELOAD if each.generation == refused else ""
+            self._fall_back(now_s)
             return
-        self._spawn_not_before_s = now_s + self._backoff()
+        self._spawn_not_before_s = now_s + _backoff_s(self._failures)
         self._failures += 1
         self._failed_at_s = now_s
 
-    def _backoff(self) -> float:
-        if not self._failures:
-            return 0.0
-        return min(BACKOFF_LIMIT_S, BACKOFF_START_S * 2.0 ** min(self._failures - 1, 16))
+    def _fall_back(self, now_s: float) -> None:
+        """Give up a generation of which no worker has served."""
+        if self._fallback is None:
+            return
+        refused = self.generation
+        self.generation, self.limits = self._fallback
+        self._fallback = None
+        self._note(Level.ERROR, f"gen={refused} does not start: gen={self.generation} stays in charge")
+        self._notes.append(Abandon(refused))
+        for each in self.handles.values():
+            each.retire_reason = RELOAD if each.generation == refused else ""
+        if self._fallback_lost:
+            self._cannot_spawn(now_s)
+
+    def _cannot_spawn(self, now_s: float) -> None:
+        """Nothing is left that can fork workers: load again, after growing pauses."""
+        self._can_spawn = False
+        self._load_not_before_s = now_s + _backoff_s(self._load_failures)
+        self._load_failures += 1
+        self._load_failed_at_s = now_s
+
+    def _remove(self, handle: WorkerHandle) -> None:
+        """Forget a worker, also as one that somebody replaces: its slot may be taken again."""
+        del self.handles[handle.slot]
+        for each in self.handles.values():
+            if each.replaces == handle.slot:
+                each.replaces = -1
 
     def _pending(self) -> list[WorkerHandle]:
         """Replacements that do not serve yet, while those they replace still do."""
@@ -567,3 +614,8 @@ class Pool:
 
     def _note(self, level: Level, text: str) -> None:
         self._notes.append(Note(level, text))
+
+
+def _backoff_s(failures: int) -> float:
+    """The pause after so many failures in a row: none after the first."""
+    return min(BACKOFF_LIMIT_S, BACKOFF_START_S * 2.0 ** min(failures - 1, 16)) if failures else 0.0

@@ -21,7 +21,7 @@ dialogues recorded from Asterisk 16 and 22 (tests/corpus).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
@@ -41,7 +41,8 @@ MAX_COMMAND_WORDS: Final = 127
 MAX_REPLY_BYTES: Final = 65536
 
 _HANGUP_LINE: Final = b"HANGUP"
-_REPLY = re.compile(r"result=(\S*)(?: \((.*)\))?(?: endpos=(-?\d+))?(.*)", re.DOTALL)
+#: No sample position has more than 18 digits; what has is no number that we want to make.
+_REPLY = re.compile(r"result=(\S*)(?: \((.*)\))?(?: endpos=(-?\d{1,18})(?!\d))?(.*)", re.DOTALL)
 _VALUE_END = re.compile(rb"\)(?: \w+=\S*)*\n\Z")
 _PLAIN_WORD = re.compile(r'[^\s"\\]+')
 _QUERY_START = re.compile(r"[?#]")
@@ -174,9 +175,9 @@ class HeaderLimits:
     """What an environment may cost.
 
     Attributes:
-        header_bytes: All lines together. An honest one stays below 20 KB: the application's data
-            is cut at 8191 bytes and may appear three times.
-        line_bytes: One line. The URL alone may fill 8191 bytes.
+        header_bytes: All lines together, with their line ends. An honest one stays below 20 KB: the
+            application's data is cut at 8191 bytes and may appear three times.
+        line_bytes: One line, without its line end. The URL alone may fill 8191 bytes.
         arguments: Number of ``agi_arg_`` lines; Asterisk sends at most 127.
     """
 
@@ -207,7 +208,8 @@ def encode_command(name: str, words: tuple[str, ...], max_bytes: int = MAX_COMMA
         max_bytes: Longest line with its line end; see :data:`MAX_COMMAND_BYTES`.
 
     Raises:
-        AGICommandRefused: A line end or NUL in a word, too many words, or too long a line.
+        AGICommandRefused: A line end, NUL or half a surrogate pair in a word, too many words, or too
+            long a line.
     """
     line = " ".join([name, *map(quote, words)]) if words else name
     if "\n" in line or "\r" in line or "\0" in line:
@@ -215,7 +217,10 @@ def encode_command(name: str, words: tuple[str, ...], max_bytes: int = MAX_COMMA
     # The words of the name count too, and there are at most four of them.
     if len(words) > MAX_COMMAND_WORDS - 4 and len(words) + len(name.split()) > MAX_COMMAND_WORDS:
         raise AGICommandRefused(f"a command must not have more than {MAX_COMMAND_WORDS} words", name)
-    encoded = line.encode("utf-8", "surrogateescape") + b"\n"
+    try:
+        encoded = line.encode("utf-8", "surrogateescape") + b"\n"
+    except UnicodeEncodeError as error:
+        raise AGICommandRefused(f"a command must be text ({error.reason})", repr(line)) from None
     if len(encoded) > max_bytes:
         raise AGICommandRefused(
             f"a command must not be longer than {max_bytes} bytes (this one: {len(encoded)}); "
@@ -261,7 +266,7 @@ class AgiConnection:
         self._buffer = b""
         self._scanned = 0
         self._eof = False
-        self._usage: list[str] | None = None
+        self._usage: bytearray | None = None
         self._value_seen = False
 
     def receive_data(self, data: bytes) -> None:
@@ -290,7 +295,7 @@ class AgiConnection:
         """
         if self.state is not State.IDLE:
             raise LocalProtocolError(f"no command can be sent now: {self.state.value}")
-        if line.find(b"\n") != len(line) - 1:
+        if not line or line.find(b"\n") != len(line) - 1:
             raise LocalProtocolError("a command is exactly one line")
         self.state = State.WAITING
         return line
@@ -333,13 +338,13 @@ class AgiConnection:
             raise self._failed(f"not AGI: the first bytes are {buffer[:40]!r}")
         if end < 0:
             return self._header_unfinished()
-        if end > self._limits.header_bytes:
+        if end >= self._limits.header_bytes:
             raise self._failed(f"an environment of more than {self._limits.header_bytes} bytes")
         self._buffer = buffer[end + 2 :]
         self._scanned = 0
         if self._buffer and not _is_hangup(self._buffer):
             raise self._failed("bytes behind the environment: an agi_ value holds line ends")
-        request = self._parse_environment(buffer[:end].decode("utf-8", "surrogateescape"))
+        request = self._parse_environment(buffer[:end])
         self.state = State.IDLE
         return request
 
@@ -353,7 +358,11 @@ class AgiConnection:
         self.state = State.CLOSED
         return _CLOSED
 
-    def _parse_environment(self, text: str) -> Request:
+    def _parse_environment(self, data: bytes) -> Request:
+        longest = self._limits.line_bytes
+        if len(data) > longest and max(map(len, data.split(b"\n"))) > longest:
+            raise self._failed(f"an environment line of more than {longest} bytes")
+        text = _text(data)
         lines = text.split("\n")
         try:
             # One quick pass for what Asterisk sends, always "name: value".
@@ -366,8 +375,6 @@ class AgiConnection:
         if len(environment) != len(lines):
             # Asterisk never repeats a name: a value with a line end has forged one.
             raise self._failed("an environment that repeats a name: an agi_ value holds line ends")
-        if len(text) > self._limits.line_bytes and max(map(len, lines)) > self._limits.line_bytes:
-            raise self._failed(f"an environment line of more than {self._limits.line_bytes} bytes")
         if "\0" in text:
             raise self._failed("a NUL byte in the environment")
         return Request(environment, self._arguments(environment))
@@ -435,7 +442,7 @@ class AgiConnection:
         if code == b"200 ":
             return self._on_success(line)
         if code == b"520-":
-            self._usage = []
+            self._usage = bytearray()
             return None
         if code in (b"510 ", b"511 ", b"520 "):
             return self._answered(Reply(int(code), text=_text(line[4:])))
@@ -444,12 +451,12 @@ class AgiConnection:
             self._on_stray_line(line)
         return None
 
-    def _on_usage_line(self, line: bytes, usage: list[str]) -> Reply | None:
+    def _on_usage_line(self, line: bytes, usage: bytearray) -> Reply | None:
         if line.startswith(b"520 "):
             self._usage = None
-            return self._answered(Reply(520, text="\n".join(usage)))
-        usage.append(_text(line))
-        if sum(map(len, usage)) > MAX_REPLY_BYTES:
+            return self._answered(Reply(520, text=_text(bytes(usage[:-1]))))
+        usage += line + b"\n"
+        if len(usage) > MAX_REPLY_BYTES:
             raise self._failed(f"a reply of more than {MAX_REPLY_BYTES} bytes")
         return None
 
@@ -469,27 +476,35 @@ class AgiConnection:
         """Join the lines of a value that holds line ends; None while some are missing.
 
         No other command is outstanding, so whatever has arrived behind the line is part of the
-        value, unless it is HANGUP.
+        value, unless the value ends in front of a line HANGUP.
         """
         rest = self._buffer
-        cut = 0
-        while not _is_hangup(rest[cut:]):
-            end = rest.find(b"\n", cut)
-            cut = len(rest) if end < 0 else end + 1
-        whole = line + b"\n" + rest[:cut]
-        if _VALUE_END.search(whole):
-            self._buffer = rest[cut:]
-            return whole[:-1]
-        if self._eof or len(whole) > MAX_REPLY_BYTES:
-            raise self._failed("a reply whose value does not end")
+        for end in _possible_ends(rest):
+            whole = line + b"\n" + rest[:end]
+            if _VALUE_END.match(whole, max(0, whole.rfind(b")"))):
+                self._buffer = rest[end:]
+                return whole[:-1]
         # The next line end that arrives makes one longer line of all this.
         self._buffer = line + b"\n" + rest
+        if self._eof or len(self._buffer) > MAX_REPLY_BYTES:
+            raise self._failed("a reply whose value does not end")
         self._scanned = len(self._buffer)
         return None
 
 
 def _text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
+
+
+def _possible_ends(data: bytes) -> Iterator[int]:
+    """Yield where a value may end that goes on in these bytes: before each HANGUP, and with the last byte."""
+    start = 0
+    while start < len(data):
+        if _is_hangup(data[start : start + len(_HANGUP_LINE) + 1]):
+            yield start
+        end = data.find(b"\n", start)
+        start = len(data) if end < 0 else end + 1
+    yield len(data)
 
 
 def _is_hangup(data: bytes) -> bool:

@@ -12,7 +12,7 @@ In a glob ``*`` stands for any characters but ``/``, ``**`` for any at all, ``?`
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import lru_cache
@@ -24,6 +24,9 @@ from fastagi_pool.protocol import Request
 #: Scripts whose candidates are remembered; beyond it the memory begins anew. VICIdial-style scripts
 #: differ with every call and would otherwise fill it without end.
 _REMEMBERED_SCRIPTS: Final = 4096
+#: Each wildcard of a glob multiplies the samples by which its shadows are found, by up to 4: 6 make 4,096.
+_MOST_WILDCARDS: Final = 6
+_WILDCARD = re.compile(r"\*\*|\*|\?")
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f]")
 
 
@@ -36,6 +39,8 @@ class RouteKind(Enum):
     DEFAULT = "default"
 
 
+#: Patterns that take every script.
+_ANYTHING: Final = frozenset({(RouteKind.GLOB, "**"), (RouteKind.REGEX, ".*")})
 _RANK: Final = {RouteKind.SCRIPT: 0, RouteKind.GLOB: 1, RouteKind.REGEX: 1, RouteKind.DEFAULT: 2}
 
 
@@ -181,8 +186,8 @@ class RouteTable:
 
         Returns:
             Pairs of positions in the order given to the table: the route, and the one that takes
-            all its requests. Regular expressions are compared as text only, so a shadow behind
-            two different ones is not found.
+            all its requests. Not every shadow is found: regular expressions are compared as text
+            only, and globs of very many wildcards not at all. What is found is always true.
         """
         pairs = []
         for place, later in enumerate(self.routes):
@@ -227,21 +232,23 @@ class RouteTable:
             return True
         if later.kind is RouteKind.SCRIPT:
             return self._captures(earlier, later.pattern) is not None
-        if later.kind is RouteKind.DEFAULT or earlier.kind is RouteKind.SCRIPT:
-            return earlier.pattern in ("**", ".*")
-        if later.kind is RouteKind.GLOB:
-            return all(self._captures(earlier, sample) is not None for sample in _samples(later.pattern))
-        return earlier.pattern in ("**", ".*")
+        if (earlier.kind, earlier.pattern) in _ANYTHING:
+            return True
+        if earlier.kind is not RouteKind.GLOB or later.kind is not RouteKind.GLOB:
+            return False
+        if len(_WILDCARD.findall(later.pattern)) > _MOST_WILDCARDS:
+            return False
+        return all(_glob_matches(earlier.pattern, sample) for sample in _samples(later.pattern))
 
 
-def _samples(glob: str) -> list[str]:
-    """Scripts that a glob matches, chosen so that a pattern matching them all covers the glob.
+def _samples(glob: str) -> Iterator[str]:
+    """Yield scripts that a glob matches, chosen so that another glob matching them all covers it.
 
-    U+0000 stands where anything may stand: no pattern names it, so only a wildcard matches it.
+    U+0000 stands where anything may stand: no glob names it, so only a wildcard matches it.
     """
-    stand_ins = {"**": ("", "\0", "\0/\0"), "*": ("", "\0", "\0\0"), "?": ("\0",)}
+    stand_ins = {"**": ("", "\0", "/", "\0/\0"), "*": ("", "\0", "\0\0"), "?": ("\0",)}
     parts = (stand_ins.get(part, (part,)) for part in _glob_parts(glob))
-    return ["".join(choice) for choice in product(*parts)]
+    return ("".join(choice) for choice in product(*parts))
 
 
 def _covers_conditions(earlier: Route, later: Route) -> bool:

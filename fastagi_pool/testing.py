@@ -79,8 +79,7 @@ class CallResult:
 def environment(url: str, arguments: Sequence[str] = (), caller: Caller | None = None) -> str:
     """Write the environment that Asterisk sends for AGI(url,arguments...)."""
     caller = caller or Caller()
-    parts = urlsplit(url)
-    script = parts.path.lstrip("/") + (f"?{parts.query}" if parts.query else "")
+    script = url.partition("://")[2].partition("/")[2]
     values = {
         "network": "yes",
         **({"network_script": script} if script else {}),
@@ -135,27 +134,38 @@ def play_call(
         result.status, result.reason = AgiStatus.FAILURE, f"no connection: {error}"
         return result
     result.connected = True
-    with link, link.makefile("rb") as lines:
+    with link:
         link.settimeout(timeout_s)
         try:
             link.sendall(environment(url, arguments, caller).encode("utf-8", "surrogateescape"))
-            for raw in lines:
-                line = raw.rstrip(b"\n").decode("utf-8", "surrogateescape")
-                result.dialogue.append(("S", line))
-                on_line("S", line)
-                if line.lower().startswith("failure"):
-                    result.status, result.reason = AgiStatus.FAILURE, "the server said so"
-                    break
-                reply = answer(line, result.variables)
-                result.dialogue.append(("A", reply))
-                on_line("A", reply)
-                link.sendall(f"{reply}\n".encode("utf-8", "surrogateescape"))
+            _converse(link, result, on_line)
         except TimeoutError:
             result.status = AgiStatus.FAILURE
             result.reason = f"the server was silent for {timeout_s:g} s; Asterisk would go on waiting"
         except OSError:
             pass  # However the server ends the connection, it is a success to Asterisk.
     return result
+
+
+def _converse(link: socket.socket, result: CallResult, on_line: Callable[[str, str], None]) -> None:
+    """Answer command after command until the server has closed or said that it failed."""
+
+    def note(who: str, line: str) -> None:
+        result.dialogue.append((who, line))
+        on_line(who, line)
+
+    with link.makefile("rb") as lines:
+        for raw in lines:
+            line = raw.rstrip(b"\n").decode("utf-8", "surrogateescape")
+            note("S", line)
+            if line.lower().startswith("failure"):
+                result.status, result.reason = AgiStatus.FAILURE, "the server said so"
+                break
+            reply = answer(line, result.variables)
+            note("A", reply)
+            link.sendall(f"{reply}\n".encode("utf-8", "surrogateescape"))
+    note("A", "HANGUP")
+    link.sendall(b"HANGUP\n")
 
 
 def answer(line: str, variables: dict[str, str]) -> str:
@@ -197,21 +207,21 @@ def split_words(line: str) -> list[str]:
     Source: parse_args() in res_agi.c.
     """
     words: list[str] = []
-    word: list[str] | None = None
+    word: str | None = None
     quoted = escaped = False
     for char in line:
         if escaped:
-            word = [*(word or []), char]
+            word = (word or "") + char
             escaped = False
         elif char == "\\":
             escaped = True
         elif char == '"':
             quoted = not quoted
-            word = word or []
+            word = word or ""
         elif char in " \t" and not quoted:
             if word is not None:
-                words.append("".join(word))
+                words.append(word)
                 word = None
         else:
-            word = [*(word or []), char]
-    return [*words, "".join(word)] if word is not None else words
+            word = (word or "") + char
+    return words if word is None else [*words, word]

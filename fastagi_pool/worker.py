@@ -20,7 +20,6 @@ import faulthandler
 import ipaddress
 import os
 import signal
-import socket
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -78,13 +77,13 @@ class Birth:
         slot: Its place in the scoreboard, which is also its number.
         generation: Which load of configuration and code it belongs to.
         scoreboard: Path of the scoreboard.
-        listeners: The listening sockets.
+        listeners: Descriptors of the listening sockets.
     """
 
     slot: int
     generation: int
     scoreboard: str
-    listeners: tuple[socket.socket, ...]
+    listeners: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +206,7 @@ class Worker:
         self._watch(self._hub.loop.timer(beat_s, repeat=beat_s), self._beat)
         self._watch(self._hub.loop.timer(SWEEP_S, repeat=SWEEP_S), self._sweep)
         for listener in self._birth.listeners:
-            plain = _socket.socket(fileno=listener.detach())
+            plain = _socket.socket(fileno=listener)
             plain.setblocking(False)
             acceptor = self._hub.loop.io(plain.fileno(), _READ)
             self._acceptors.append((plain, acceptor, partial(self._on_readable, plain)))
@@ -258,7 +257,6 @@ class Worker:
         self._draining = True
         self._slot.set_state(WorkerState.DRAINING)
         self._leave_the_queue()
-        self._ring()
         self._end_if_idle()
 
     def _leave_the_queue(self) -> None:

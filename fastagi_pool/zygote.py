@@ -17,10 +17,9 @@ import gc
 import logging
 import os
 import signal
-import socket
 from collections.abc import Callable, Collection
-from select import POLLIN, poll
-from typing import Final, NoReturn
+from select import POLLIN
+from typing import Any, Final, NoReturn
 
 from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.messages import Begin, Channel, Ended, Fork, Forked, ForkFailed, Message, ReopenLogs
@@ -39,9 +38,9 @@ MASTER_SIGNALS: Final = (
 )
 
 
-#: The life of a worker: its slot, what the master said of this generation, and the listeners; returns
-#: the exit code.
-WorkerMain = Callable[[int, Begin, tuple[socket.socket, ...]], int]
+#: The life of a worker: its slot, what the master said of this generation, and the descriptors of the
+#: listening sockets; returns the exit code.
+WorkerMain = Callable[[int, Begin, tuple[int, ...]], int]
 
 
 class Zygote:
@@ -54,6 +53,7 @@ class Zygote:
         worker_signals: Collection[int],
         reopen_logs: Callable[[], None],
         set_title: Callable[[str], None],
+        poll: Callable[[], Any],
     ) -> None:
         """Prepare to serve the master.
 
@@ -64,14 +64,17 @@ class Zygote:
                 block, so that no signal is lost before it listens.
             reopen_logs: Called when the logs were rotated, so that new workers write to the new.
             set_title: Sets the process title.
+            poll: The standard library's ``select.poll``; gevent's would start a hub, which takes
+                SIGCHLD for itself.
         """
         self._channel = channel
         self._worker = worker
         self._worker_signals = worker_signals
         self._reopen_logs = reopen_logs
         self._set_title = set_title
+        self._poll = poll
         self._begin: Begin | None = None
-        self._listeners: tuple[socket.socket, ...] = ()
+        self._listeners: tuple[int, ...] = ()
 
     def run(self) -> int:
         """Serve until the master closes the channel; return the exit code."""
@@ -84,7 +87,7 @@ class Zygote:
         # copying, the pages that all workers share.
         gc.collect()
         gc.freeze()
-        poller = poll()
+        poller = self._poll()
         poller.register(self._channel.fileno(), POLLIN)
         poller.register(bell, POLLIN)
         while True:
@@ -101,7 +104,8 @@ class Zygote:
     def _obey(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Begin):
             self._begin = message
-            self._listeners = tuple(socket.socket(fileno=descriptor) for descriptor in descriptors)
+            # Kept bare: a socket object of gevent's would start a hub.
+            self._listeners = tuple(descriptors)
             self._set_title(f"fastagi-pool: loader (gen {message.generation})")
         elif isinstance(message, Fork):
             self._fork(message.slot)

@@ -19,7 +19,8 @@ from typing import Any, Final
 
 import yaml
 
-from fastagi_pool.config import Config, Database, Limits, Log, Route, json_schema
+from fastagi_pool.config import Config, Database, Limits, Log, Route
+from fastagi_pool.schema import json_schema
 
 _ROOT: Final = Path(__file__).resolve().parent.parent
 _REFERENCE: Final = _ROOT / "docs" / "configuration.md"

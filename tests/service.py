@@ -141,8 +141,8 @@ class PoolService:
         self.launch(*wrapper, **environment)
         try:
             self.await_that(self._is_ready, "is ready", _READY_TIMEOUT_S)
-            (self.address,) = re.findall(r"listening on (\S+?),?(?: |$)", self.logged(), re.MULTILINE)
-        except (PoolFailed, ValueError):
+            self.address = self.await_log(r"listening on ([^\s,]+)")[-1][1]
+        except PoolFailed:
             self.kill()
             raise
 
@@ -164,15 +164,12 @@ class PoolService:
         Raises:
             PoolFailed: It did not end within 30 s; it is killed.
         """
-        process = self._running()
         try:
-            return process.wait(_STOP_TIMEOUT_S)
+            return self._running().wait(_STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired as error:
-            raise PoolFailed(
-                f"the pool did not stop within {_STOP_TIMEOUT_S:g} s:\n{self.logged()}"
-            ) from error
-        finally:
+            text = self.logged()
             self.kill()
+            raise PoolFailed(f"the pool did not stop within {_STOP_TIMEOUT_S:g} s:\n{text}") from error
 
     def stop(self) -> int:
         """Send SIGTERM, wait for its end and return its exit status; see :meth:`wait`."""
@@ -268,6 +265,15 @@ class PoolService:
         lines = self.access_path.read_text().splitlines() if self.access_path.exists() else []
         return [dict(word.split("=", 1) for word in line.split() if "=" in word) for line in lines]
 
+    def await_access(self, lines: int) -> list[dict[str, str]]:
+        """Wait until the access log has so many lines, as they are written after the call; return them.
+
+        Raises:
+            PoolFailed: It has not within 15 s.
+        """
+        self.await_that(lambda: len(self.access_lines()) >= lines, f"has {lines} access lines")
+        return self.access_lines()
+
     def await_log(self, pattern: str, times: int = 1) -> list[re.Match[str]]:
         """Wait until output or log match a pattern so many times; ``^`` and ``$`` are a line's.
 
@@ -312,7 +318,9 @@ class PoolService:
             time.sleep(_LOOK_S)
 
     def _is_ready(self) -> bool:
-        return bool(self.serving()) and "listening on " in self.logged()
+        wanted = self.config["workers"]
+        enough = wanted if isinstance(wanted, int) else 1
+        return len(self.serving()) >= enough and "listening on " in self.logged()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:

@@ -1,16 +1,15 @@
-"""The configuration: values, defaults, bounds, problems, and what is shown of it."""
+"""The configuration: defaults, bounds, problems, and the samples."""
 
 from __future__ import annotations
 
 import ipaddress
-import os
 import re
 import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from pkgutil import resolve_name
 from textwrap import dedent
-from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -18,26 +17,19 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fastagi_pool.config import (
-    MAX_DURATION_S,
     Config,
     Database,
     Limits,
-    ListenAddress,
-    ListenKind,
     LoadedConfig,
     Log,
     LogLevel,
     Route,
-    effective,
-    format_duration,
-    format_size,
-    json_schema,
     load,
     load_text,
-    parse_duration,
-    parse_size,
 )
 from fastagi_pool.errors import ConfigError
+from fastagi_pool.schema import effective
+from fastagi_pool.values import ListenAddress, ListenKind
 
 ROOT = Path(__file__).resolve().parent.parent
 ROUTE = "routes: [{default: true, handler: a:b}]\n"
@@ -71,173 +63,6 @@ def problem(line: str, environment: Mapping[str, str] | None = None) -> str:
     found = problems(ROUTE + line, environment)
     assert len(found) == 1
     return found[0].removeprefix("x.yaml:2: ")
-
-
-# -- Durations and sizes ----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "seconds"),
-    [
-        ("500ms", 0.5),
-        ("30s", 30.0),
-        ("5m", 300.0),
-        ("4h", 14400.0),
-        ("1d", 86400.0),
-        ("1h30m", 5400.0),
-        ("1d1h1m1s1ms", 90061.001),
-        ("1.5h", 5400.0),
-        ("0", 0.0),
-        ("0s", 0.0),
-        ("2.5", 2.5),
-        (30, 30.0),
-        (0.25, 0.25),
-        ("3650d", MAX_DURATION_S),
-    ],
-)
-def test_parse_duration(text: object, seconds: float) -> None:
-    """Every way to write a duration gives its seconds."""
-    assert parse_duration(text) == seconds
-
-
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
-        ("", "must be a duration"),
-        ("-", "must be a duration"),
-        ("5min", "must be a duration"),
-        ("30m1h", "must be a duration"),
-        ("1h 30m", "must be a duration"),
-        ("5M", "must be a duration"),
-        ("٣s", "must be a duration"),
-        ("nan", "must be a duration"),
-        ("inf", "must be a duration"),
-        (float("nan"), "must be a duration"),
-        (float("inf"), "ten years"),
-        (float("-inf"), "negative"),
-        (10**400, "ten years"),
-        (-(10**400), "negative"),
-        ("-5s", "negative"),
-        (-1, "negative"),
-        ("3651d", "ten years"),
-        ("999999999999d", "ten years"),
-        (True, "must be a duration"),
-        (None, "must be a duration"),
-        ([5], "not a list"),
-        ({}, "not a mapping"),
-    ],
-)
-def test_parse_duration_refuses(value: object, message: str) -> None:
-    """What is no duration is refused with a message that says what one looks like."""
-    with pytest.raises(ValueError, match=message):
-        parse_duration(value)
-
-
-@settings(derandomize=True)
-@given(
-    st.floats(min_value=0, max_value=MAX_DURATION_S, allow_subnormal=False).filter(
-        lambda s: s == 0 or s > 1e-9
-    )
-)
-def test_duration_survives_writing(seconds: float) -> None:
-    """A duration that is written reads as exactly the same number."""
-    assert parse_duration(format_duration(seconds)) == seconds
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.0, "0s"), (0.5, "500ms"), (60.0, "1m"), (5400.0, "1h30m"), (1.2345, "1.2345s")]
-)
-def test_format_duration(seconds: float, text: str) -> None:
-    """A duration is written as people write it."""
-    assert format_duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    ("text", "size"),
-    [("64KB", 65536), ("256MB", 2**28), ("1GB", 2**30), ("512B", 512), ("100", 100), (100, 100), ("0", 0)],
-)
-def test_parse_size(text: object, size: int) -> None:
-    """Every way to write a size gives its bytes, with units of 1024."""
-    assert parse_size(text) == size
-
-
-@pytest.mark.parametrize(
-    "value", ["", "1.5MB", "64K", "64kb", "KB", "1 GB", "1TB", 1.5, True, None, [], "9" * 40]
-)
-def test_parse_size_refuses(value: object) -> None:
-    """What is no size is refused with a message that says what one looks like."""
-    with pytest.raises(ValueError, match="must be a size"):
-        parse_size(value)
-
-
-@pytest.mark.parametrize("value", ["-1KB", -1])
-def test_parse_size_refuses_negative(value: object) -> None:
-    """A size below zero is named as such."""
-    with pytest.raises(ValueError, match="negative"):
-        parse_size(value)
-
-
-@settings(derandomize=True)
-@given(st.integers(min_value=0, max_value=10**15 - 1))
-def test_size_survives_writing(size: int) -> None:
-    """A size that is written reads as exactly the same number."""
-    assert parse_size(format_size(size)) == size
-
-
-# -- Addresses --------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("text", "address", "loopback"),
-    [
-        ("127.0.0.1:4577", ListenAddress(ListenKind.TCP, "127.0.0.1", 4577), True),
-        ("127.9.9.9:0", ListenAddress(ListenKind.TCP, "127.9.9.9", 0), True),
-        ("192.0.2.1:65535", ListenAddress(ListenKind.TCP, "192.0.2.1", 65535), False),
-        ("[::1]:4577", ListenAddress(ListenKind.TCP, "::1", 4577), True),
-        ("[2001:db8::1]:1", ListenAddress(ListenKind.TCP, "2001:db8::1", 1), False),
-        ("*:4577", ListenAddress(ListenKind.TCP, "*", 4577), False),
-        ("unix:/run/x.sock", ListenAddress(ListenKind.UNIX, path="/run/x.sock"), True),
-        ("systemd", ListenAddress(ListenKind.SYSTEMD), False),
-    ],
-)
-def test_listen_address(text: str, address: ListenAddress, loopback: bool) -> None:
-    """An address is read, knows whether strangers can reach it, and gives its text back."""
-    assert ListenAddress.parse(text) == address
-    assert str(address) == text
-    assert address.is_loopback is loopback
-
-
-def test_listen_address_in_other_spellings() -> None:
-    """Two spellings of one address are equal, so that duplicates are found."""
-    assert ListenAddress.parse(":4577") == ListenAddress.parse("*:4577")
-    assert ListenAddress.parse("[0:0::1]:1") == ListenAddress.parse("[::1]:1")
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("localhost:4577", "not a host name"),
-        ("pbx.example.com:4577", "not a host name"),
-        ("127.0.0.1", "with a port"),
-        ("4577", "with a port"),
-        ("127.0.0.1:", "with a port"),
-        ("127.0.0.1:65536", "with a port"),
-        ("127.0.0.1:-1", "with a port"),
-        ("127.0.0.1:٣", "with a port"),
-        ("127.0.0.1:4577 ", "with a port"),
-        ("::1:4577", "brackets"),
-        ("[127.0.0.1]:4577", "brackets"),
-        ("999.0.0.1:1", "not a host name"),
-        ("unix:relative.sock", "absolute path"),
-        ("unix:", "absolute path"),
-        ("unix:/" + "x" * 107, "more than 107 bytes"),
-        ("", "with a port"),
-    ],
-)
-def test_listen_address_refuses(text: str, message: str) -> None:
-    """What is no address is refused with the reason."""
-    with pytest.raises(ValueError, match=message):
-        ListenAddress.parse(text)
 
 
 # -- What a file gives ------------------------------------------------------------------------------------
@@ -697,6 +522,15 @@ def test_later_stages_can_report(tmp_path: Path) -> None:
     assert found.problem(("limits", "arguments"), "m").line == 1
 
 
+def test_problems_show_no_secret() -> None:
+    """A problem with a URL or a password does not quote it."""
+    one = "{url: 'hunter2', password: [hunter2]}"
+    two = "{url: 'a://u:hunter2@h', password: hunter2}"
+    found = problems(f"{ROUTE}databases: {{a: {one}, b: {two}}}")
+    assert len(found) == 3
+    assert "hunter2" not in "\n".join(found)
+
+
 #: Pieces of configurations, from which random ones are put together.
 FRAGMENTS = st.recursive(
     st.sampled_from(["x", "5", "-1", "yes", "~", "''", "'${X}'", "1e9", "a:b", "sqlite://", "'*:1'", "/x"]),
@@ -718,117 +552,14 @@ def test_nonsense_is_a_config_error(keys: dict[str, str]) -> None:
     """Whatever stands in a file, the answer is a configuration or problems in the words of this project."""
     text = "".join(f"{key}: {value}\n" for key, value in keys.items())
     try:
-        outcome: object = reloaded(loaded(text).config).routes
+        outcome: object = loaded(effective(loaded(text).config)).config.routes
     except ConfigError as error:
         outcome = error.problems
     assert outcome
     assert "Input should" not in str(outcome)
 
 
-# -- What is shown ----------------------------------------------------------------------------------------
-
-SECRETIVE = """
-databases:
-  one: {url: ['mysql://me:hunter2@h/d', 'mysql://me:p@hunter2@h/d?ssl_password=hunter2&x=1']}
-  two: {url: mysql://me@h/d, password: hunter2}
-routes:
-- default: true
-  handler: a:b
-  options: {api_key: hunter2, deep: [{Password: hunter2, upstream: 'agi://me:hunter2@h'}], open: shown}
-"""
-
-
-def test_effective_shows_no_secret() -> None:
-    """Neither the effective text nor a repr tells a password, wherever it stands."""
-    found = loaded(SECRETIVE)
-    text = effective(found.config)
-    assert "hunter2" not in text
-    assert "mysql://me:***@h/d\n" in text
-    assert "open: shown" in text
-    databases = repr(found.config.databases)
-    assert "hunter2" not in databases
-
-
-def test_problems_show_no_secret() -> None:
-    """A problem with a URL or a password does not quote it."""
-    one = "{url: 'hunter2', password: [hunter2]}"
-    two = "{url: 'a://u:hunter2@h', password: hunter2}"
-    found = problems(f"{ROUTE}databases: {{a: {one}, b: {two}}}")
-    assert len(found) == 3
-    assert "hunter2" not in "\n".join(found)
-
-
-def test_effective_shows_every_default_readably() -> None:
-    """The effective text holds every key, with durations and sizes as people write them."""
-    lines = effective(DEFAULTS).splitlines()
-    for expected in (
-        "workers: auto",
-        "drain_timeout: 4h",
-        "max_memory: 0B",
-        "  header_size: 64KB",
-        "- 127.0.0.1:4577",
-    ):
-        assert expected in lines
-    keys = {line.split(":")[0].strip() for line in lines}
-    assert {*Config.file_keys(), *Limits.file_keys(), *Log.file_keys()} <= keys
-
-
-def reloaded(config: Config) -> Config:
-    """Load the effective text of a configuration."""
-    return load_text(effective(config), "effective", Path("/"), {}).config
-
-
-def test_effective_can_be_loaded_again(tmp_path: Path) -> None:
-    """The effective text of a rich configuration gives an equal one."""
-    found = loaded(
-        rf"""
-        listen: ["*:4577", "[::1]:0", unix:/x.sock, systemd]
-        allow: [10.0.0.0/8, "2001:db8::1"]
-        max_lifetime: 1.2345
-        max_memory: 1234567
-        python_path: [{tmp_path}]
-        log: {{access: off, file: "/var/$$${{X}}$$$$/a: b # c"}}
-        databases: {{a: {{url: ["sqlite:///a", "sqlite:///b"], max_age: 1h30m}}}}
-        routes:
-        - {{script: 007, context: yes, handler: a:b, databases: [a], idle_timeout: 0, priority: -5}}
-        - {{regex: '^a\.(b|$)$', handler: a:b, arguments: {{1: 5, 127: "~"}}, query: {{off: "*"}}}}
-        """,
-        {"X": "${Y}"},
-    ).config
-    assert found.log.file == "/var/$${Y}$$/a: b # c"
-    assert reloaded(found) == found
-
-
-OPTIONS = st.recursive(
-    st.one_of(
-        st.none(),
-        st.booleans(),
-        st.integers(min_value=-(10**17), max_value=10**17),
-        st.floats(
-            allow_nan=False, allow_infinity=False, min_value=-1e17, max_value=1e17, allow_subnormal=False
-        ),
-        st.text(max_size=8),
-        st.sampled_from(
-            ["yes", "off", "1e3", "0x1F", "010", "${X}", "$$", "~", "<<", "=", "1_0", ".5", "2020-01-01"]
-        ),
-    ),
-    lambda inner: st.one_of(
-        st.lists(inner, max_size=3),
-        st.dictionaries(st.sampled_from(["a", "b", "yes", "1", "<<", "é: x", "$", ""]), inner, max_size=3),
-    ),
-    max_leaves=10,
-)
-
-
-@settings(derandomize=True, deadline=None)
-@given(st.dictionaries(st.sampled_from(["a", "b", "off"]), OPTIONS, max_size=3))
-def test_options_survive_the_effective_text(options: dict[str, Any]) -> None:
-    """Options keep their values and types through the effective text, whatever they are."""
-    found = reloaded(Config(routes=(Route(default=True, handler="a:b", options=options),)))
-    assert repr(found.routes[0].options) == repr(options)
-
-
-# -- Documents and samples --------------------------------------------------------------------------------
+# -- Descriptions and samples -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("model", [Config, Limits, Log, Database, Route])
@@ -838,50 +569,24 @@ def test_every_key_is_described(model: type[BaseModel]) -> None:
         assert re.fullmatch(r"[A-Z`].*\.", info.description or "", re.DOTALL), name
 
 
-def test_generated_documents_are_up_to_date() -> None:
-    """The reference and the JSON Schema in the repository are those that the code gives."""
-    run = subprocess.run(
-        [sys.executable, "scripts/generate_config_docs.py", "--check"],
-        cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
-
-
-def accepted_types(schema: Mapping[str, Any]) -> set[str]:
-    """Name the JSON types that a key's schema accepts."""
-    choices = [choice for outer in schema.get("anyOf", [schema]) for choice in outer.get("anyOf", [outer])]
-    names = [choice.get("type", []) for choice in choices]
-    return {name for found in names for name in ([found] if isinstance(found, str) else found)}
-
-
-def test_schema_accepts_a_variable_for_every_value() -> None:
-    """Where the schema wants a number or a truth value, it accepts the text of a ``${NAME}`` too."""
-    schema: dict[str, Any] = json_schema()
-    sections = [schema, *(schema["$defs"][name] for name in ("Limits", "Log", "Database", "Route"))]
-    for section in sections:
-        assert section["additionalProperties"] is False
-        for key, value in section["properties"].items():
-            types = accepted_types(value)
-            if types & {"integer", "number", "boolean"}:
-                assert "string" in types, key
-
-
-def test_schema_knows_every_key() -> None:
-    """An editor offers exactly the keys that a file may have."""
-    schema: dict[str, Any] = json_schema()
-    assert set(schema["properties"]) == {*Config.file_keys(), "include"}
-    assert set(schema["$defs"]["Database"]["properties"]) == set(Database.file_keys())
-
-
 def test_minimal_sample() -> None:
     """The minimal sample is complete: everything else is a default."""
     found = load(ROOT / "conf/minimal.yaml", {}).config
     assert found.routes[0].handler == "fastagi_pool.handlers.demo:hello"
     assert found.model_copy(update={"routes": ()}) == DEFAULTS.model_copy(update={"routes": ()})
+
+
+@pytest.mark.parametrize("sample", ["minimal.yaml", "fastagi-pool.yaml"])
+def test_samples_pass_the_check(sample: str) -> None:
+    """Who copies a sample gets a configuration that can be run, with its handlers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "fastagi_pool", "check", "-c", str(ROOT / "conf" / sample)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_full_sample_shows_the_defaults() -> None:
@@ -909,5 +614,6 @@ def test_full_sample_examples_work(tmp_path: Path) -> None:
         == "mysql+pymysql://fastagi:secret@db1.example.com/calls"
     )
     assert len(found.config.routes) == 4
+    assert all(callable(resolve_name(route.handler)) for route in found.config.routes)
     written = {str(location[-1]) for location in found.source_map.places if location}
     assert {*Database.file_keys(), *Route.file_keys()} <= written

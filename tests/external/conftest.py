@@ -16,13 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from service import PoolService
 
 from .asterisk.ami import AmiClient
 from .asterisk.calls import Telephone
 from .asterisk.gate import Gate
 from .asterisk.packages import SUITES, AsteriskUnavailable, Installation, install
 from .asterisk.server import AsteriskServer
-
 
 _PROJECT: Final = Path(__file__).resolve().parents[2]
 _HANDLERS: Final = Path(__file__).resolve().parent

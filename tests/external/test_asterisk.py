@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Final
 
 import pytest
+from service import PoolService
 
 from .asterisk.calls import PlacedCall, Telephone
 from .asterisk.gate import Gate
 from .asterisk.server import AsteriskServer
-
 from .conftest import PoolFactory, Records
 
 pytestmark = pytest.mark.asterisk

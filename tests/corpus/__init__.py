@@ -1,0 +1,1 @@
+"""Dialogues between real Asterisks and FastAGI servers, recorded byte for byte."""

@@ -1,0 +1,1 @@
+"""The whole server, run as its operator runs it, and called as Asterisk calls it."""

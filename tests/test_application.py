@@ -1,0 +1,326 @@
+"""fastagi_pool.application: from YAML and handler modules to what a worker serves, or why not."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+from fastagi_pool.application import Application, assemble
+from fastagi_pool.config import load, load_text
+from fastagi_pool.errors import ConfigError, Problem
+from fastagi_pool.protocol import Request
+from fastagi_pool.routes import RouteKind
+
+HANDLER = "def serve(call, context):\n    return 'served'\n"
+
+
+class Workshop:
+    """A folder of handler modules and the configurations that name them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def write(self, name: str, source: str = HANDLER) -> Path:
+        """Write a handler module."""
+        path = self.folder / f"{name}.py"
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(dedent(source))
+        return path
+
+    def assemble(self, yaml: str) -> Application:
+        """Build what a configuration describes."""
+        text = f"python_path: [{self.folder}]\n{dedent(yaml)}"
+        return assemble(load_text(text, "pool.yaml", self.folder, {}))
+
+    def problems(self, yaml: str) -> tuple[Problem, ...]:
+        """Give all that is wrong with a configuration."""
+        with pytest.raises(ConfigError) as caught:
+            self.assemble(yaml)
+        return caught.value.problems
+
+    def problem(self, handler: str) -> str:
+        """Give the one message about a handler."""
+        [problem] = self.problems(f"routes: [{{default: true, handler: '{handler}'}}]")
+        assert (problem.file, problem.line, problem.key) == ("pool.yaml", 2, "routes[0].handler")
+        return problem.message
+
+
+@pytest.fixture
+def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Workshop]:
+    """A folder of modules that are forgotten after the test."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    known = set(sys.modules)
+    yield Workshop(tmp_path)
+    for name in set(sys.modules) - known:
+        del sys.modules[name]
+
+
+# ---- what goes well
+
+
+def test_an_application(workshop: Workshop) -> None:
+    """Each route finds its handler, and the table the route."""
+    workshop.write("greetings")
+    application = workshop.assemble(
+        """
+        routes:
+          - {script: hello, handler: "greetings:serve"}
+          - {default: true, handler: "greetings:serve"}
+        """
+    )
+    match = application.table.match(Request({"agi_network_script": "hello"}))
+    assert match is not None
+    assert match.route.name == "hello"
+    assert set(application.handlers) == {"hello", "default"}
+    assert application.handlers["hello"] is application.handlers["default"]
+    assert application.handlers["hello"].__module__ == "greetings"
+    assert (application.setups, application.teardowns, application.databases) == ((), (), ())
+
+
+def test_every_key_of_a_route_arrives(workshop: Workshop) -> None:
+    """What the operator wrote about a route is what the table and the dispatcher see."""
+    workshop.write("greetings")
+    application = workshop.assemble(
+        """
+        databases: {main: {url: 'sqlite://'}}
+        routes:
+          - name: full
+            glob: "hello/*"
+            query: {lang: en}
+            arguments: {1: a}
+            context: inside
+            priority: 7
+            handler: "greetings:serve"
+            options: {greeting: hi}
+            databases: [main]
+            script_timeout: 5s
+            idle_timeout: 0
+          - {regex: "call/[0-9]+", handler: "greetings:serve"}
+        """
+    )
+    full, regex = application.table.routes
+    assert (full.name, full.kind, full.pattern) == ("full", RouteKind.GLOB, "hello/*")
+    assert (dict(full.query), dict(full.arguments), full.context) == ({"lang": "en"}, {1: "a"}, "inside")
+    assert (full.priority, full.handler, dict(full.options)) == (7, "greetings:serve", {"greeting": "hi"})
+    assert (full.databases, full.script_timeout_s, full.idle_timeout_s) == (("main",), 5.0, 0.0)
+    assert (regex.kind, regex.pattern) == (RouteKind.REGEX, "call/[0-9]+")
+
+
+def test_limits_are_inherited(workshop: Workshop) -> None:
+    """A route without time-outs of its own has the general ones."""
+    workshop.write("greetings")
+    application = workshop.assemble(
+        """
+        limits: {script_timeout: 7s, idle_timeout: 1h}
+        routes: [{default: true, handler: "greetings:serve"}]
+        """
+    )
+    [route] = application.table.routes
+    assert (route.script_timeout_s, route.idle_timeout_s) == (7.0, 3600.0)
+
+
+def test_databases_and_descriptors(workshop: Workshop) -> None:
+    """Each database is described with its name, and the files that a worker needs are counted."""
+    workshop.write("greetings")
+    application = workshop.assemble(
+        """
+        calls_per_worker: 100
+        databases:
+          main: {url: 'mysql://u@h/d', password: secret, pool_size: 3, required_at_boot: no, read_timeout: 9s}
+          other: {url: ['sqlite:////tmp/a.db'], pool_size: 2}
+        routes: [{default: true, handler: "greetings:serve"}]
+        """
+    )
+    main, other = application.databases
+    assert (main.name, main.password, main.pool_size) == ("main", "secret", 3)
+    assert (main.required_at_boot, main.read_timeout_s) == (False, 9.0)
+    assert (other.name, other.urls, other.pool_size) == ("other", ("sqlite:////tmp/a.db",), 2)
+    # One for each call and connection, one to listen, and 64 to spare.
+    assert application.descriptors == 100 + 5 + 1 + 64
+
+
+def test_hooks_are_collected_once(workshop: Workshop) -> None:
+    """setup and teardown of a module come once, however many routes use it, in the order of routes."""
+    hooks = HANDLER + "def setup(context): ...\ndef teardown(context): ...\n"
+    workshop.write("second", hooks)
+    workshop.write("first", hooks)
+    workshop.write("plain", HANDLER + "setup = 'no function'\n")
+    application = workshop.assemble(
+        """
+        routes:
+          - {script: a, handler: "first:serve"}
+          - {script: b, handler: "plain:serve"}
+          - {script: c, handler: "second:serve"}
+          - {script: d, handler: "first:serve"}
+        """
+    )
+    assert [hook.__module__ for hook in application.setups] == ["first", "second"]
+    assert [hook.__module__ for hook in application.teardowns] == ["first", "second"]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "def serve(call, context): ...",
+        "def serve(call, context, more=None): ...",
+        "def serve(*args): ...",
+        "class serve:\n    def __init__(self, call, context): ...",
+        "class Serve:\n    def __call__(self, call, context): ...\nserve = Serve()",
+        "import functools\ndef many(x, call, context): ...\nserve = functools.partial(many, 1)",
+    ],
+)
+def test_whatever_can_be_called_with_two(workshop: Workshop, source: str) -> None:
+    """A handler is anything that takes a call and a context."""
+    workshop.write("handlers", source)
+    assert workshop.assemble("routes: [{default: true, handler: 'handlers:serve'}]").handlers
+
+
+def test_a_handler_inside_a_package(workshop: Workshop) -> None:
+    """The module of a handler may lie inside packages."""
+    workshop.write("pack/__init__", "")
+    workshop.write("pack/inner")
+    application = workshop.assemble("routes: [{default: true, handler: 'pack.inner:serve'}]")
+    assert application.handlers["default"].__module__ == "pack.inner"
+
+
+def test_python_path_comes_first(workshop: Workshop) -> None:
+    """Folders of python_path stand before all others, in their order, and once."""
+    workshop.write("greetings")
+    second = workshop.folder / "second"
+    second.mkdir()
+    yaml = (
+        f"python_path: [{workshop.folder}, {second}]\nroutes: [{{default: true, handler: 'greetings:serve'}}]"
+    )
+    for _ in range(2):
+        assemble(load_text(yaml, "pool.yaml", workshop.folder, {}))
+    assert sys.path[:2] == [str(workshop.folder), str(second)]
+    assert sys.path.count(str(second)) == 1
+
+
+# ---- what is refused
+
+
+def test_a_missing_module(workshop: Workshop) -> None:
+    """A module that is not there is said with where to look."""
+    assert workshop.problem("nosuch.deeper:serve") == (
+        "cannot import nosuch.deeper: No module named 'nosuch'; is its folder in python_path?"
+    )
+
+
+def test_a_missing_import_of_a_module(workshop: Workshop) -> None:
+    """What the module itself cannot import is not blamed on python_path."""
+    workshop.write("needy", "import nosuch_library\n")
+    assert workshop.problem("needy:serve") == "cannot import needy: No module named 'nosuch_library'"
+
+
+def test_a_syntax_error(workshop: Workshop) -> None:
+    """A syntax error is said with its file and line."""
+    path = workshop.write("broken", "x = 1\ndef serve(call, context:\n    pass\n")
+    assert workshop.problem("broken:serve") == f"cannot import broken: {path}:2: '(' was never closed"
+
+
+@pytest.mark.parametrize(
+    ("statement", "shown"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("import sys; sys.exit()", "SystemExit: "),
+        ("raise BaseException('odd')", "BaseException: odd"),
+        ("from os import nosuch", "ImportError: cannot import name 'nosuch' from 'os'"),
+    ],
+)
+def test_a_module_that_raises(workshop: Workshop, statement: str, shown: str) -> None:
+    """Whatever a module raises at import is a problem with file and line, and no end of the program."""
+    path = workshop.write("raising", f"x = 1\n{statement}\n")
+    message = workshop.problem("raising:serve")
+    assert message.startswith(f"cannot import raising: {path}:2: {shown}")
+
+
+def test_an_interrupted_import_is_interrupted(workshop: Workshop) -> None:
+    """Ctrl-C while handlers are imported ends the program, as its operator wanted."""
+    workshop.write("slow", "raise KeyboardInterrupt")
+    with pytest.raises(KeyboardInterrupt):
+        workshop.assemble("routes: [{default: true, handler: 'slow:serve'}]")
+
+
+def test_a_missing_function(workshop: Workshop) -> None:
+    """A function that is not there is said with the file that was looked into."""
+    path = workshop.write("greetings")
+    assert workshop.problem("greetings:sevre") == f"greetings ({path}) has no sevre"
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("serve = 'text'", "handlers:serve is not a function"),
+        ("async def serve(call, context): ...", "handlers:serve is async or a generator"),
+        ("def serve(call, context): yield", "handlers:serve is async or a generator"),
+        ("def serve(): ...", "handlers:serve must take (call, context): too many positional arguments"),
+        ("def serve(call): ...", "handlers:serve must take (call, context): too many positional arguments"),
+        ("def serve(a, b, c): ...", "handlers:serve must take (call, context): missing a required argument"),
+        ("def serve(a, b, *, c): ...", "handlers:serve must take (call, context): missing a required"),
+    ],
+)
+def test_what_cannot_be_a_handler(workshop: Workshop, source: str, message: str) -> None:
+    """What cannot be called with a call and a context is refused before any call comes."""
+    workshop.write("handlers", source)
+    assert workshop.problem("handlers:serve").startswith(message)
+
+
+def test_a_shadowed_route(workshop: Workshop) -> None:
+    """A route that can never be chosen is told at its place, with the one that takes its calls."""
+    workshop.write("greetings")
+    [problem] = workshop.problems(
+        """\
+        routes:
+          - {glob: "*", handler: "greetings:serve"}
+          - {glob: "hello*", handler: "greetings:serve"}
+        """
+    )
+    assert str(problem) == (
+        "pool.yaml:4: routes[1]: this route can never be chosen: * (glob *) takes all its calls "
+        "(give it a higher priority, or take one of them out)"
+    )
+
+
+def test_everything_is_told_at_once(workshop: Workshop) -> None:
+    """One run finds all that is wrong, in the order of the lines, each with its key."""
+    workshop.write("good", HANDLER + "async def later(call, context): ...\n")
+    workshop.write("broken", "def serve(:\n")
+    workshop.write("exiting", "raise SystemExit\n")
+    found = workshop.problems(
+        """\
+        routes:
+          - {script: a, handler: "nosuch:serve"}
+          - {script: b, handler: "good:serve"}
+          - {glob: "c*", handler: "broken:serve"}
+          - {script: d, handler: "good:later"}
+          - {glob: "cd*", handler: "good:serve"}
+          - {script: e, handler: "exiting:serve"}
+          - {default: true, handler: "good:nosuch"}
+        """
+    )
+    assert [(problem.line, problem.key) for problem in found] == [
+        (3, "routes[0].handler"),
+        (5, "routes[2].handler"),
+        (6, "routes[3].handler"),
+        (7, "routes[4]"),
+        (8, "routes[5].handler"),
+        (9, "routes[6].handler"),
+    ]
+
+
+def test_problems_name_the_included_file(workshop: Workshop) -> None:
+    """A problem in an included file is said with that file, behind those of the main file."""
+    main = workshop.folder / "z_main.yaml"
+    main.write_text("include: [a_more.yaml]\nroutes: [{script: a, handler: 'nosuch:serve'}]\n")
+    (workshop.folder / "a_more.yaml").write_text("routes: [{script: b, handler: 'nosuch:serve'}]\n")
+    with pytest.raises(ConfigError) as caught:
+        assemble(load(main, {}))
+    places = [(Path(problem.file).name, problem.line, problem.key) for problem in caught.value.problems]
+    assert places == [("z_main.yaml", 2, "routes[0].handler"), ("a_more.yaml", 1, "routes[0].handler")]

@@ -1,0 +1,96 @@
+"""Loader: what it claims of the machine, and what it tells the master."""
+
+from __future__ import annotations
+
+import json
+import resource
+from pathlib import Path
+
+import pytest
+from children import in_child
+
+from fastagi_pool.application import assemble
+from fastagi_pool.config import load_text
+from fastagi_pool.errors import BootError
+from fastagi_pool.listeners import Address
+from fastagi_pool.loader import claim_descriptors, describe
+from fastagi_pool.pool import PoolLimits
+
+_YAML = """
+listen: ["127.0.0.1:0", "[::1]:4599", "unix:/tmp/x.sock", systemd]
+backlog: 99
+workers: 3
+graceful_timeout: 7s
+drain_timeout: 1h
+max_memory: 64MB
+watchdog: 0
+runtime_dir: /tmp/nowhere
+log: {file: /tmp/nowhere.log, level: debug}
+routes:
+  - {script: hello, handler: "fastagi_pool.handlers.demo:hello"}
+"""
+
+
+def claimed(soft: int, hard: int, needed: int) -> object:
+    """Claim descriptors in a child that begins with these limits; return its limits or the error."""
+
+    def claim() -> object:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        try:
+            claim_descriptors(needed)
+        except BootError as error:
+            return str(error)
+        return resource.getrlimit(resource.RLIMIT_NOFILE)
+
+    return in_child(claim)
+
+
+def test_limit_of_descriptors_is_raised() -> None:
+    """A soft limit that is too low is raised to what is needed, and the hard one is left alone."""
+    assert claimed(100, 4000, 1000) == [1000, 4000]
+
+
+def test_limit_of_descriptors_is_never_lowered() -> None:
+    """A limit that is enough stays as the operator set it."""
+    assert claimed(2000, 4000, 1000) == [2000, 4000]
+
+
+def test_too_few_descriptors() -> None:
+    """More descriptors than the kernel grants anybody is an error that says what to change."""
+    most = int(Path("/proc/sys/fs/nr_open").read_text())
+    told = claimed(100, 4000, most + 1)
+    assert isinstance(told, str)
+    assert told.startswith(f"a worker may need {most + 1} file descriptors, but only 4000 are allowed: ")
+    assert "calls_per_worker" in told
+
+
+def test_description_for_the_master(tmp_path: Path) -> None:
+    """What the master is told fits the arguments of what it makes of it, with the configured values."""
+    loaded = describe(assemble(load_text(_YAML, "pool.yaml", tmp_path, {})))
+    limits = PoolLimits(**loaded.limits)
+    assert (limits.workers, limits.graceful_timeout_s, limits.drain_timeout_s) == (3, 7.0, 3600.0)
+    assert (limits.max_memory_bytes, limits.watchdog) == (64 << 20, False)
+    addresses = [Address(**content) for content in loaded.listen]
+    assert [(each.kind, each.host, each.port, each.path) for each in addresses] == [
+        ("tcp", "127.0.0.1", 0, ""),
+        ("tcp", "::1", 4599, ""),
+        ("unix", "", 0, "/tmp/x.sock"),
+        ("systemd", "", 0, ""),
+    ]
+    assert (loaded.backlog, loaded.runtime_dir) == (99, "/tmp/nowhere")
+    assert (loaded.log_file, loaded.log_level, loaded.pid_file) == ("/tmp/nowhere.log", "debug", "")
+
+
+def test_description_is_plain(tmp_path: Path) -> None:
+    """The description goes through JSON and comes back the same: the master decodes no objects."""
+    loaded = describe(assemble(load_text(_YAML, "pool.yaml", tmp_path, {})))
+    for content in (loaded.limits, loaded.listen):
+        assert json.loads(json.dumps(content)) == content
+
+
+@pytest.mark.parametrize("needed", [0, 1])
+def test_few_descriptors_are_always_there(needed: int) -> None:
+    """A need that every process meets changes nothing."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    claim_descriptors(needed)
+    assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
