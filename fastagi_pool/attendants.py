@@ -2,9 +2,9 @@
 
 Laws:
     * An attendant serves one call at a time, and each call runs in a fresh ``contextvars`` context.
-    * What one call's handler left behind cannot interrupt the next: a ``gevent.Timeout`` that was
-      started before the call began is dropped. (``threading.local`` is shared, as in any pool of
-      threads.)
+    * A ``gevent.Timeout`` that one call's handler left running does not interrupt the next call.
+      (``threading.local`` is shared, as in any pool of threads; and a handler that plans to throw
+      something into its own greenlet later, by other means, must see to it itself.)
 
 Why not a new greenlet for each call: Python maps and unmaps 16 KB of memory for the stack of each,
 which costs as much as everything else that the server itself does for a short call (7 of 12 us).
@@ -30,18 +30,27 @@ _ROUNDING_S: Final = 0.001
 
 
 class Attendant(greenlet):
-    """One greenlet of the pool."""
+    """One greenlet of the pool.
+
+    Attributes:
+        begun_s: When its present call began, in the time of gevent's loop.
+    """
 
     begun_s: float = 0.0
 
-    def throw(self, *args: Any) -> Any:
-        """Raise something in this greenlet, unless it was meant for a call that is over."""
-        raised = args[0] if args else None
-        if isinstance(raised, gevent.Timeout) and raised.seconds is not None:
-            started_s = gevent.get_hub().loop.now() - raised.seconds
-            if started_s < self.begun_s - _ROUNDING_S:
-                return None
-        return super().throw(*args)
+
+def _expire_unless_stale(timeout: gevent.Timeout, owner: greenlet, raised: Any) -> None:
+    """Instead of ``gevent.Timeout._on_expiration``: drop what an earlier call has left running."""
+    if isinstance(owner, Attendant) and timeout.seconds is not None:
+        started_s = gevent.get_hub().loop.now() - timeout.seconds
+        if started_s < owner.begun_s - _ROUNDING_S:
+            return
+    owner.throw(raised)
+
+
+def guard_timeouts() -> None:
+    """Make gevent's time-outs safe for attendants; once in a process, before any call."""
+    gevent.Timeout._on_expiration = _expire_unless_stale
 
 
 class Attendants:
@@ -77,13 +86,16 @@ class Attendants:
                 return
             self._idle.append(me)
             subject = None
-            serve, subject = self._next()
+            serve, subject = self._next(me)
 
-    def _next(self) -> tuple[Callable[[Any], object], Any]:
+    def _next(self, me: Attendant) -> tuple[Callable[[Any], object], Any]:
         while True:
             try:
                 work: tuple[Callable[[Any], object], Any] = self._hub.switch()
             except GreenletExit:
+                # Killed by what a call left behind, or the hub is going: not to be found idle again.
+                if me in self._idle:
+                    self._idle.remove(me)
                 raise
             except BaseException:
                 # Something that a call left behind. Uncaught it would end the hub, and the worker.

@@ -23,6 +23,7 @@ from fastagi_pool.database import Database
 from fastagi_pool.errors import (
     AGIDeadChannel,
     CallHangup,
+    CallOutOfStep,
     CallPeerGone,
     CallStopped,
     CallTimeout,
@@ -41,6 +42,7 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (CallHangup, "hangup"),
     (CallTimeout, "timeout"),
     (CallPeerGone, "gone"),
+    (CallOutOfStep, "badrequest"),
     (CallStopped, "stopped"),
     (DatabaseUnavailable, "dbdown"),
     (RemoteProtocolError, "badrequest"),
@@ -172,7 +174,11 @@ class Dispatcher:
         log = _CallLogger(self._log, {"ref": progress.ref})
         context = Context(self._databases, log, self._state, route.options)
         try:
-            self._handlers[route.name](call, context)
+            try:
+                self._handlers[route.name](call, context)
+            finally:
+                # Raises what ended the call, even if the handler has swallowed it.
+                progress.session.settle()
         finally:
             left, progress.database_s = context.release()
             if left:

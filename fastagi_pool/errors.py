@@ -22,6 +22,7 @@ Whose fault decides the branch, so that a reader of the log knows whom to ask::
     |-- CallHangup                   the caller hung up
     |-- CallTimeout                  one of our limits ran out
     |-- CallPeerGone                 Asterisk closed the connection
+    |-- CallOutOfStep                what came is no AGI: nothing after it can be trusted
     `-- CallStopped                  the worker must end now
 
 ``CallEnded`` lies outside ``Exception`` on purpose: a handler's ``except Exception: retry`` cannot
@@ -175,6 +176,10 @@ class CallTimeout(CallEnded):
 
 class CallPeerGone(CallEnded):
     """Asterisk closed the connection in the middle of the call."""
+
+
+class CallOutOfStep(CallEnded):
+    """What the peer sent is no AGI, so no later reply can be told from another."""
 
 
 class CallStopped(CallEnded):

@@ -8,6 +8,7 @@ Laws:
 
 from __future__ import annotations
 
+import _socket
 import ctypes
 import errno
 import ipaddress
@@ -28,6 +29,7 @@ KEEPALIVE_PROBES: Final = 4
 KEEPALIVE_INTERVAL_S: Final = 15
 #: Source: asm-generic/socket.h.
 _SO_ATTACH_FILTER: Final = 26
+_SO_GET_FILTER: Final = _SO_ATTACH_FILTER
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,12 +151,15 @@ def _is_private(listener: socket.socket) -> bool:
     return ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_loopback
 
 
-def refuse_newcomers(listener: socket.socket) -> None:
+def refuse_newcomers(listener: _socket.socket) -> None:
     """Let nobody join the queue any more, while those who wait in it can still be accepted.
 
     Closing would reset them, and a reset is a success to the dialplan. A packet filter that drops
     everything keeps new connections out: they time out, or are refused once all copies of the
-    socket are closed, and Asterisk reports AGISTATUS=FAILURE.
+    socket are closed, and Asterisk reports AGISTATUS=FAILURE. Works for all copies of the socket.
+
+    Raises:
+        OSError: The kernel does not allow it.
     """
     if listener.family == socket.AF_UNIX:
         Path(listener.getsockname()).unlink(missing_ok=True)
@@ -163,6 +168,13 @@ def refuse_newcomers(listener: socket.socket) -> None:
     instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
     program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instruction))
     listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+
+
+def refuses_newcomers(listener: _socket.socket) -> bool:
+    """Whether :func:`refuse_newcomers` was called for any copy of this socket."""
+    if listener.family == socket.AF_UNIX:
+        return not Path(listener.getsockname()).exists()
+    return bool(listener.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 8))
 
 
 def describe(listener: socket.socket) -> str:
@@ -174,9 +186,13 @@ def describe(listener: socket.socket) -> str:
     return f"{host}:{name[1]}"
 
 
-def discard(listener: socket.socket) -> None:
-    """Close a socket for good, and remove its file if it has one (master only)."""
+def discard(listener: socket.socket, remove_file: bool = True) -> None:
+    """Close a socket for good, and remove its file if it has one and it is ours (master only).
+
+    Raises:
+        OSError: The file cannot be removed; the socket is closed.
+    """
     name = listener.getsockname() if listener.family == socket.AF_UNIX else ""
     listener.close()
-    if name:
+    if name and remove_file:
         Path(name).unlink(missing_ok=True)

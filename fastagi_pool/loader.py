@@ -8,6 +8,7 @@ Laws:
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
 from collections.abc import Callable
@@ -19,10 +20,11 @@ from gevent.monkey import get_original
 from setproctitle import setproctitle
 
 from fastagi_pool.application import Application, assemble
+from fastagi_pool.attendants import guard_timeouts
 from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.errors import BootError, OperatorError
 from fastagi_pool.listeners import Address
-from fastagi_pool.logs import LogFile, configure, ensure_folder
+from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder
 from fastagi_pool.messages import Begin, Channel, Loaded, Refused
 from fastagi_pool.rehearsal import rehearse
 from fastagi_pool.values import ListenAddress
@@ -53,9 +55,11 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
     configure(surroundings.log, application.config.log.level, f"loader pid={os.getpid()}")
     channel.send(describe(application))
 
-    def be_worker(slot: int, begin: Begin, listeners: tuple[int, ...]) -> int:
-        return live(application, surroundings, Birth(slot, begin.generation, begin.scoreboard, listeners))
+    def be_worker(slot: int, begin: Begin, descriptors: tuple[int, ...]) -> int:
+        scoreboard, *listeners = descriptors
+        return live(application, surroundings, Birth(slot, begin.generation, scoreboard, tuple(listeners)))
 
+    guard_timeouts()
     rehearse()
     reopen = partial(_reopen, surroundings)
     poll = get_original("select", "poll")
@@ -78,7 +82,7 @@ def describe(application: Application) -> Loaded:
             "drain_timeout_s": config.drain_timeout,
             "boot_timeout_s": config.boot_timeout,
             "boot_retries": config.boot_retries,
-            "watchdog": bool(config.watchdog),
+            "watchdog_s": config.watchdog,
         },
         listen=[asdict(_address(address)) for address in config.listen],
         restricted=bool(config.allow),
@@ -129,4 +133,7 @@ def _surroundings(config: Config, bell_fd: int, lifeline_fd: int) -> Surrounding
 def _reopen(surroundings: Surroundings) -> None:
     for file in (surroundings.log, surroundings.access):
         if file is not None:
-            file.reopen()
+            try:
+                file.reopen()
+            except OSError as error:
+                logging.getLogger(LOGGER_NAME).error("cannot reopen %s: %s", file.target, error)

@@ -21,6 +21,7 @@ import os
 import random
 import signal
 import socket
+import traceback
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,6 +65,11 @@ from fastagi_pool.pool import (
 )
 from fastagi_pool.scoreboard import Scoreboard
 
+#: A load that takes longer hangs in some module.
+LOAD_TIMEOUT_S: Final = 120.0
+#: A loader that was dismissed is gone by then, or killed.
+DISMISSED_S: Final = 2.0
+_SYSTEMD: Final = "systemd"
 #: The loop turns at least this often, for what only time brings about.
 TICK_S: Final = 0.25
 #: Source: PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER in linux/prctl.h.
@@ -83,12 +89,14 @@ class Loader:
         pid: Its process.
         channel: To it; None once it is dismissed or gone.
         loaded: What it said when it was ready; None before.
+        since_s: When it was started; once it is dismissed, when that was.
         addresses: What its workers accept from, as configured.
     """
 
     generation: int
     pid: int
     channel: Channel | None
+    since_s: float
     loaded: Loaded | None = None
     addresses: tuple[str, ...] = ()
 
@@ -186,6 +194,7 @@ class Master:
                 for number in sorted(set(_empty(self._wake))):
                     self._signals.get(number, lambda: None)()
             self._decide()
+            self._end_late_loaders(monotonic())
         except Exception:
             # A bug here must not take down a service that runs.
             self._log.exception("the master stumbled")
@@ -205,12 +214,16 @@ class Master:
             # Loaders hold copies of the sockets; but a fork that was asked for must be heard of first.
             if not any(handle.phase is Phase.SPAWNING for handle in self._pool.handles.values()):
                 self._dismiss(self._loaders)
-                for listener in self._all_listeners():
-                    listener.close()
-                self._listeners.clear()
+                for address in list(self._listeners):
+                    self._discard(address)
         elif self._reload_wanted and not self._loading:
-            self._reload_wanted = False
-            self._start_loader()
+            try:
+                self._start_loader()
+            except OSError as error:
+                self._log.error("cannot fork a loader: %s", error)
+                self._pool.load_failed(monotonic())
+            else:
+                self._reload_wanted = False
 
     def _carry_out(self, pool: Pool, action: Action) -> None:
         if isinstance(action, Note):
@@ -268,11 +281,12 @@ class Master:
                 self._forget_what_is_mine()
                 code = self._options.loader(theirs, self._ringer, self._lifeline)
             except BaseException:
-                self._log.exception("the loader of gen=%d died", self._generations)
+                # The log is closed here; standard error is what is left.
+                traceback.print_exc()
             finally:
                 os._exit(code)
         theirs.close()
-        self._loaders.append(Loader(self._generations, pid, ours))
+        self._loaders.append(Loader(self._generations, pid, ours, monotonic()))
 
     def _forget_what_is_mine(self) -> None:
         """In a new child: close what only the master may hold open, and do not outlive it."""
@@ -284,12 +298,17 @@ class Master:
                 loader.channel.close()
         for listener in self._all_listeners():
             listener.close()
+        if self._log_file is not None and self._log_file.target != "-":
+            os.close(self._log_file.fileno())
         for descriptor in (self._wake, self._waker, self._bell, self._lifeline_end, *self._pid_files):
             os.close(descriptor)
 
     def _hear(self, loader: Loader) -> None:
-        """Take one message from a loader."""
-        received = loader.channel.receive() if loader.channel else None
+        """Take one message from a loader; that there is none means that it is gone.
+
+        Never waits: a process that a handler's module started may hold the other end open for ever.
+        """
+        received = loader.channel.receive(wait=False) if loader.channel else None
         if received is None:
             self._hang_up(loader)
             return
@@ -325,10 +344,10 @@ class Master:
         else:
             self._log.info("gen=%d is loaded", loader.generation)
             self._pool.loaded(loader.generation, limits)
-        begin = Begin(loader.generation, str(self._runtime_dir / "scoreboard"))
+        board = [self._board.descriptor] if self._board is not None else []
         sockets = [each.fileno() for address in loader.addresses for each in self._listeners[address]]
         if loader.channel is not None:
-            loader.channel.send(begin, sockets)
+            loader.channel.send(Begin(loader.generation), board + sockets)
 
     def _on_refused(self, loader: Loader, report: str, code: ExitCode) -> None:
         self._dismiss([loader])
@@ -360,6 +379,7 @@ class Master:
             if loader.channel is not None:
                 loader.channel.close()
                 loader.channel = None
+                loader.since_s = monotonic()
             loader.addresses = ()
 
     def _kill_loader(self, generation: int) -> None:
@@ -368,11 +388,23 @@ class Master:
             self._log.error("the loader of gen=%d does not answer: it is killed", generation)
             _kill(loader.pid, signal.SIGKILL)
 
+    def _end_late_loaders(self, now_s: float) -> None:
+        """Kill loaders that hang: in a handler's module, or after they were dismissed."""
+        for loader in self._loaders:
+            waited_s = now_s - loader.since_s
+            if loader.channel is None and waited_s > DISMISSED_S:
+                _kill(loader.pid, signal.SIGKILL)
+            elif loader.channel is not None and loader.loaded is None and waited_s > LOAD_TIMEOUT_S:
+                _kill(loader.pid, signal.SIGKILL)
+                report = f"configuration and handlers were not loaded in {LOAD_TIMEOUT_S:g} s"
+                self._on_refused(loader, report, ExitCode.CONFIG)
+
     def _hang_up(self, loader: Loader) -> None:
         """The loader closed its end: it is gone or about to be; what follows comes with its exit."""
         if loader.channel is not None:
             loader.channel.close()
             loader.channel = None
+            loader.since_s = monotonic()
             if loader.loaded is None:
                 self._on_refused(loader, "the loader died while it loaded", ExitCode.CONFIG)
             elif self._pool is not None:
@@ -433,8 +465,15 @@ class Master:
         """Close the listeners that neither the generation in charge nor a newer one wants."""
         wanted = {*self._kept, *(address for loader in self._loaders for address in loader.addresses)}
         for address in [each for each in self._listeners if each not in wanted]:
-            for listener in self._listeners.pop(address):
-                discard(listener)
+            self._close_the_door(address)
+            self._discard(address)
+
+    def _discard(self, address: str) -> None:
+        for listener in self._listeners.pop(address):
+            try:
+                discard(listener, remove_file=address != _SYSTEMD)
+            except OSError as error:
+                self._log.error("cannot remove %s: %s", address, error)
 
     # --- signals
 
@@ -450,16 +489,17 @@ class Master:
             return
         if self._pool.stopping is not how:
             self._log.info("stopping (%s)", how.value)
-        if self._board is not None and not self._board.stopping:
-            self._close_the_door(self._board)
         self._pool.stop(how, monotonic())
+        for address in self._listeners:
+            self._close_the_door(address)
 
-    def _close_the_door(self, board: Scoreboard) -> None:
+    def _close_the_door(self, address: str) -> None:
         """Let nobody new in; the workers serve those who wait. What systemd opened stays open for it."""
-        board.set_stopping()
-        for address, group in self._listeners.items():
-            for listener in group if address != "systemd" else ():
+        for listener in self._listeners[address] if address != _SYSTEMD else ():
+            try:
                 refuse_newcomers(listener)
+            except OSError as error:
+                self._log.error("cannot refuse newcomers on %s: %s", address, error)
 
     def _reload(self) -> None:
         if self._pool is not None and self._pool.stopping is Stopping.NO:
@@ -541,8 +581,8 @@ class Master:
             if handle.pid:
                 _kill(handle.pid, signal.SIGKILL)
         self._dismiss(self._loaders)
-        for listener in self._all_listeners():
-            discard(listener)
+        for address in list(self._listeners):
+            self._discard(address)
         for loader in self._loaders:
             _await_end(loader.pid)
         self._log.info("ended")
@@ -577,8 +617,7 @@ def _describe(status: int) -> str:
         return "nobody saw how"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        oom = "; out of memory?" if number == signal.SIGKILL else ""
-        return f"killed by {signal.Signals(number).name}{oom}"
+        return f"killed by {signal.Signals(number).name}"
     return f"exit code {os.WEXITSTATUS(status)}"
 
 

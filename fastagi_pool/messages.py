@@ -66,15 +66,13 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Begin:
-    """Workers may be asked for from now on; the listening sockets come beside.
+    """Workers may be asked for from now on; beside it come the scoreboard and the listening sockets.
 
     Attributes:
         generation: The number of this load.
-        scoreboard: Path of the scoreboard.
     """
 
     generation: int
-    scoreboard: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,11 +149,19 @@ class Channel:
             return False
         return True
 
-    def receive(self) -> tuple[Message, list[int]] | None:
-        """Wait for one message and the descriptors beside it; None if the other end is gone."""
+    def receive(self, wait: bool = True) -> tuple[Message, list[int]] | None:
+        """Take one message and the descriptors beside it.
+
+        Args:
+            wait: Whether to wait for one.
+
+        Returns:
+            None if the other end is gone, or nothing is there and we do not wait.
+        """
+        flags = 0 if wait else socket.MSG_DONTWAIT
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, 2 * _MESSAGE_BYTES, MAX_LISTENERS)
-        except ConnectionResetError:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, 2 * _MESSAGE_BYTES, MAX_LISTENERS, flags)
+        except (ConnectionResetError, BlockingIOError):
             return None
         if not data:
             return None

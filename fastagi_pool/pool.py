@@ -31,7 +31,9 @@ from fastagi_pool.scoreboard import SLOTS, SlotFacts, WorkerState
 #: How long a stuck worker gets to write its stacks before it is killed.
 DUMP_TIME_S: Final = 1.0
 #: How long a worker that was told to end its calls gets before it is killed.
-LAST_WORDS_S: Final = 3.0
+LAST_WORDS_S: Final = 4.0
+#: The master looks several times a second; when it has not for so long, nothing here has run.
+OVERSLEPT_S: Final = 2.0
 #: Back-off between failed starts: nothing for the first, then this, doubled each time ...
 BACKOFF_START_S: Final = 0.2
 #: ... up to this.
@@ -74,7 +76,8 @@ class PoolLimits:
         drain_timeout_s: What the calls of a replaced worker get.
         boot_timeout_s: A worker serves by then.
         boot_retries: Failed starts in a row, with no worker serving, that end the master.
-        watchdog: Whether a worker that breaks its promise of a sign of life is killed.
+        watchdog_s: A worker promises a sign of life for so far ahead; one that breaks its promise is
+            killed.
     """
 
     workers: int
@@ -88,7 +91,7 @@ class PoolLimits:
     drain_timeout_s: float = 14400.0
     boot_timeout_s: float = 60.0
     boot_retries: int = 10
-    watchdog: bool = True
+    watchdog_s: float = 30.0
 
 
 class Phase(Enum):
@@ -121,6 +124,7 @@ class WorkerHandle:
         replaces: Slot of the worker that it will replace; -1 for none.
         retire_reason: Why it shall be replaced; empty if it need not.
         end_by_s: When its draining is over; only in DRAINING.
+        dumped_in: The phase in which it was found stuck; only in DUMPING.
         told_to_stop: Whether it was told to end its calls.
         deadline_s: Until when it promised a sign of life; 0 for no promise.
         served: Calls it has ended.
@@ -137,6 +141,7 @@ class WorkerHandle:
     replaces: int = -1
     retire_reason: str = ""
     end_by_s: float = 0.0
+    dumped_in: Phase | None = None
     told_to_stop: bool = False
     deadline_s: float = 0.0
     served: int = 0
@@ -269,6 +274,9 @@ class Pool:
         self._failed_at_s = 0.0
         self._spawn_not_before_s = 0.0
         self._extra_workers = 0
+        self._decided_s = 0.0
+        #: Until then nobody is called stuck: the whole machine has slept.
+        self._excused_until_s = 0.0
         self._notes: list[Action] = []
         #: Processes that ended before anyone said what they were.
         self._unknown: deque[int] = deque(maxlen=64)
@@ -334,6 +342,8 @@ class Pool:
             self._note(Level.INFO, f"{handle} ended after {handle.served} calls")
             return True
         lost = f", {handle.active} calls lost" if handle.active else ""
+        if "SIGKILL" in how and handle.phase is not Phase.KILLED:
+            how += "; out of memory?"
         self._note(
             Level.ERROR, f"{handle} died in {handle.phase.value} after {handle.served} calls{lost}: {how}"
         )
@@ -383,6 +393,10 @@ class Pool:
         if self.stopping is Stopping.QUICK or how is self.stopping:
             return
         self.stopping = how
+        if how is Stopping.QUICK:
+            # One that is forked nevertheless finds the master gone, and ends.
+            for handle in [each for each in self.handles.values() if each.phase is Phase.SPAWNING]:
+                self._remove(handle)
         for handle in self.handles.values():
             if handle.phase is Phase.DRAINING:
                 handle.end_by_s = min(handle.end_by_s, now_s + self.limits.graceful_timeout_s)
@@ -405,6 +419,9 @@ class Pool:
 
     def decide(self, now_s: float) -> list[Action]:
         """Return what is to be done now; handles change as if it were done."""
+        if self._decided_s and now_s - self._decided_s > OVERSLEPT_S:
+            self._excused_until_s = now_s + self.limits.watchdog_s
+        self._decided_s = now_s
         actions = list(self._notes)
         self._notes.clear()
         actions += self._end_overdue(now_s)
@@ -433,6 +450,9 @@ class Pool:
                     f"{handle} is stuck: no sign of life in time; stacks follow, {handle.active} calls in it",
                 )
                 yield self._dump(handle, now_s)
+            elif handle.phase is Phase.DUMPING and handle.dumped_in and handle.deadline_s > now_s:
+                yield Note(Level.WARNING, f"{handle} is alive again")
+                self._enter(handle, handle.dumped_in, now_s)
             elif handle.phase is Phase.DUMPING and in_phase_s >= DUMP_TIME_S:
                 yield self._kill(handle, now_s)
             elif handle.phase is Phase.DRAINING and now_s >= handle.end_by_s:
@@ -445,7 +465,8 @@ class Pool:
                     yield self._kill(handle, now_s)
 
     def _is_stuck(self, handle: WorkerHandle, now_s: float) -> bool:
-        return self.limits.watchdog and 0 < handle.deadline_s < now_s
+        watched = self.limits.watchdog_s and now_s >= self._excused_until_s
+        return bool(watched and 0 < handle.deadline_s < now_s)
 
     def _stop_all(self, now_s: float) -> Iterator[Action]:
         for handle in list(self.handles.values()):
@@ -459,10 +480,9 @@ class Pool:
             yield Exit(ExitCode.OK)
 
     def _give_up_or_load(self, now_s: float) -> Iterator[Action]:
-        if self._failures >= self.limits.boot_retries and not self.serving:
-            yield Note(
-                Level.ERROR, f"{self._failures} failed starts in a row and no worker serves: giving up"
-            )
+        failures = max(self._failures, self._load_failures)
+        if failures >= self.limits.boot_retries and not self.serving:
+            yield Note(Level.ERROR, f"{failures} failed starts in a row and no worker serves: giving up")
             self.stopping = Stopping.QUICK
             yield Exit(ExitCode.WORKERS)
         elif self._load_not_before_s is not None and now_s >= self._load_not_before_s:
@@ -526,6 +546,7 @@ class Pool:
         handle.end_by_s = now_s + timeout_s
 
     def _dump(self, handle: WorkerHandle, now_s: float) -> Tell:
+        handle.dumped_in = None if handle.phase is Phase.STARTING else handle.phase
         self._enter(handle, Phase.DUMPING, now_s)
         return Tell(handle.slot, handle.pid, Order.DUMP)
 

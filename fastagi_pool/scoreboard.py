@@ -38,8 +38,6 @@ class _Header(IntEnum):
     GENERATION = 4
     #: Number of slots in use or used so far: nobody need look beyond.
     USED = 5
-    #: 1 once the master has been told to end.
-    STOPPING = 6
 
 
 class _Field(IntEnum):
@@ -172,10 +170,12 @@ class Scoreboard:
 
     Attributes:
         words: All of it as unsigned 64-bit words.
+        descriptor: The open file, for the master to pass on; -1 elsewhere.
     """
 
-    def __init__(self, memory: mmap.mmap) -> None:
+    def __init__(self, memory: mmap.mmap, descriptor: int = -1) -> None:
         self._memory = memory
+        self.descriptor = descriptor
         self.words = memoryview(memory).cast("Q")
 
     @classmethod
@@ -198,12 +198,11 @@ class Scoreboard:
         try:
             # Reserve the blocks: a full file system must fail here and not as SIGBUS later.
             os.posix_fallocate(fd, 0, _SIZE_BYTES)
-            board = cls(mmap.mmap(fd, _SIZE_BYTES))
+            board = cls(mmap.mmap(fd, _SIZE_BYTES), fd)
         except OSError:
             fresh.unlink()
-            raise
-        finally:
             os.close(fd)
+            raise
         board.words[_Header.VERSION] = _VERSION
         board.words[_Header.MASTER_PID] = master_pid
         board.words[_Header.STARTED_MS] = int(now_s * 1000)
@@ -229,17 +228,15 @@ class Scoreboard:
         return board
 
     @classmethod
-    def attach_for_writing(cls, path: str) -> Scoreboard:
-        """Map an existing board to write one slot of it (workers only).
+    def share(cls, descriptor: int) -> Scoreboard:
+        """Map the master's board to write one slot of it (workers only).
+
+        By descriptor: the file may have been cleaned away meanwhile.
 
         Raises:
-            OSError: There is none.
+            OSError: It cannot be mapped.
         """
-        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            return cls(mmap.mmap(fd, _SIZE_BYTES))
-        finally:
-            os.close(fd)
+        return cls(mmap.mmap(descriptor, _SIZE_BYTES))
 
     @property
     def master_pid(self) -> int:
@@ -255,15 +252,6 @@ class Scoreboard:
     def generation(self) -> int:
         """The generation in charge."""
         return self.words[_Header.GENERATION]
-
-    @property
-    def stopping(self) -> bool:
-        """Whether the whole pool is to end, so that nobody else will take what waits in the queue."""
-        return bool(self.words[_Header.STOPPING])
-
-    def set_stopping(self) -> None:
-        """Say that the whole pool is to end (master only)."""
-        self.words[_Header.STOPPING] = 1
 
     def set_generation(self, generation: int) -> None:
         """Publish which generation is in charge (master only)."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
@@ -28,6 +28,7 @@ import gevent
 from fastagi_pool.errors import (
     CallEnded,
     CallHangup,
+    CallOutOfStep,
     CallPeerGone,
     CallStopped,
     CallTimeout,
@@ -43,6 +44,7 @@ from fastagi_pool.protocol import (
     NeedData,
     Reply,
     Request,
+    State,
 )
 
 #: Room for an environment in one piece; larger ones come in several.
@@ -50,7 +52,7 @@ _RECEIVE_BYTES: Final = 16384
 #: How long HANGUP may come behind the -1 that it causes: 45 ms were seen.
 HANGUP_GRACE_S: Final = 0.1
 #: How long a failed session waits for Asterisk to have read the reason.
-CLOSING_S: Final = 5.0
+CLOSING_S: Final = 2.0
 #: How often a handler that does not let go of an ended call is interrupted again.
 _INSIST_S: Final = 1.0
 #: A limit that is off. Compared with monotonic times only.
@@ -157,7 +159,7 @@ class Session:
             CallPeerGone: The connection broke.
         """
         self._receive()
-        event = self._next_event()
+        event = self._next_event(self._agi.next_event)
         if isinstance(event, ConnectionClosed):
             return None
         if not isinstance(event, Request):
@@ -178,20 +180,24 @@ class Session:
                 reply has been read, so the session stays in step and can go on.
             CallTimeout: Asterisk did not answer in time, or the handler's time is over.
             CallPeerGone: Asterisk closed the connection.
-            RemoteProtocolError: The answer is not AGI.
+            CallOutOfStep: The answer is not AGI.
         """
-        if self._over is not None:
-            raise self._over
-        data = self._agi.send_command(line)
         now_s = monotonic()
         self.script_s += now_s - self._mark_s
         self._mark_s = now_s
+        limit_s = self._limits.script_s
+        if limit_s and self.script_s >= limit_s and self._over is None:
+            # Between commands nobody looks at the clock: a busy handler would never be late.
+            self._over = CallTimeout("script", limit_s)
+        if self._over is not None:
+            raise self._over
+        data = self._agi.send_command(line)
         self._arm("idle", now_s, self._limits.idle_s)
         self.commands += 1
         self._send(data)
         self._wait(self._reader)
         self._receive()
-        event = self._next_event()
+        event = self._next_event(self._next_reply)
         now_s = monotonic()
         self.asterisk_s += now_s - self._mark_s
         self._mark_s = now_s
@@ -207,15 +213,36 @@ class Session:
 
         Raises:
             CallHangup: It came, and no one was told yet.
+            CallPeerGone: Asterisk closed instead.
+            CallOutOfStep: Something else came.
         """
         if not self.hung_up:
             self._acknowledge_quickly()
             with gevent.Timeout(HANGUP_GRACE_S, False):
                 self._wait(self._reader)
                 self._receive()
-            self._next_event_if_any()
+            event = self._next_reply()
+            if isinstance(event, Hangup):
+                self.hung_up = True
+            elif isinstance(event, ConnectionClosed):
+                raise self._gone("Asterisk closed the connection")
         if self.hung_up and not self._hangup_told:
             self._tell_hangup()
+
+    def settle(self) -> None:
+        """Count the time up to now, at the end of the handler, and raise what it may have swallowed.
+
+        Raises:
+            CallEnded: The call was interrupted, whatever the handler made of it.
+        """
+        now_s = monotonic()
+        if self._agi.state is State.WAITING:
+            self.asterisk_s += now_s - self._mark_s
+        else:
+            self.script_s += now_s - self._mark_s
+        self._mark_s = now_s
+        if self._over is not None:
+            raise self._over
 
     def _tell_hangup(self) -> None:
         self._hangup_told = True
@@ -290,11 +317,10 @@ class Session:
 
     # --- bytes
 
-    def _next_event(self) -> Event:
+    def _next_event(self, next_event: Callable[[], Event | NeedData]) -> Event:
         """Read until there is an event other than HANGUP."""
-        agi = self._agi
         while True:
-            event = agi.next_event()
+            event = next_event()
             if event is NEED_DATA:
                 # What comes in pieces waits for our acknowledgement between them.
                 self._acknowledge_quickly()
@@ -305,10 +331,13 @@ class Session:
             else:
                 return event
 
-    def _next_event_if_any(self) -> None:
-        event: Event | NeedData = self._agi.next_event()
-        if isinstance(event, Hangup):
-            self.hung_up = True
+    def _next_reply(self) -> Event | NeedData:
+        """What has come during the call; once that is no AGI, the call is over."""
+        try:
+            return self._agi.next_event()
+        except RemoteProtocolError as error:
+            self._over = CallOutOfStep(str(error))
+            raise self._over from error
 
     def _receive(self) -> None:
         self._agi.receive_data(self._receive_some())

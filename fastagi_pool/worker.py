@@ -16,6 +16,7 @@ came, it takes the call itself.
 from __future__ import annotations
 
 import _socket
+import errno
 import faulthandler
 import ipaddress
 import os
@@ -38,6 +39,7 @@ from fastagi_pool.context import Context
 from fastagi_pool.database import Database
 from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.errors import DatabaseUnavailable
+from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers
 from fastagi_pool.logs import AccessLog, LogFile, configure
 from fastagi_pool.messages import DUMP_SIGNAL
 from fastagi_pool.protocol import HeaderLimits
@@ -76,13 +78,13 @@ class Birth:
     Attributes:
         slot: Its place in the scoreboard, which is also its number.
         generation: Which load of configuration and code it belongs to.
-        scoreboard: Path of the scoreboard.
+        scoreboard: Descriptor of the scoreboard.
         listeners: Descriptors of the listening sockets.
     """
 
     slot: int
     generation: int
-    scoreboard: str
+    scoreboard: int
     listeners: tuple[int, ...]
 
 
@@ -119,7 +121,7 @@ class Worker:
         self._application = application
         self._surroundings = surroundings
         self._birth = birth
-        self._board = Scoreboard.attach_for_writing(birth.scoreboard)
+        self._board = Scoreboard.share(birth.scoreboard)
         self._slot = SlotWriter(self._board, birth.slot)
         self._slot.begin(self._pid, birth.generation, monotonic())
         self._identity = f"worker={birth.slot} gen={birth.generation} pid={self._pid}"
@@ -133,7 +135,8 @@ class Worker:
         self._attendants = Attendants(self._hub)
         self._sessions: set[Session] = set()
         self._watchers: list[Any] = []
-        self._acceptors: list[Any] = []
+        self._acceptors = [self._prepare_acceptor(descriptor) for descriptor in birth.listeners]
+        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
         self._full = False
         self._steps_back = 0
         self._draining = False
@@ -173,6 +176,12 @@ class Worker:
 
     # --- beginning and end
 
+    def _prepare_acceptor(self, descriptor: int) -> tuple[Any, Any, Callable[[], None]]:
+        listener = _socket.socket(fileno=descriptor)
+        listener.setblocking(False)
+        watcher = self._hub.loop.io(descriptor, _READ)
+        return listener, watcher, partial(self._on_readable, listener)
+
     def _build_dispatcher(self) -> Dispatcher:
         return Dispatcher(
             table=self._application.table,
@@ -197,21 +206,14 @@ class Worker:
         return Context(self._databases, self._log, self._state)
 
     def _begin_serving(self) -> None:
-        if self._draining:
-            self._over.set()
-            return
         self._beat()
         watchdog_s = self._config.watchdog
         beat_s = min(BEAT_S, watchdog_s / 4) if watchdog_s else BEAT_S
         self._watch(self._hub.loop.timer(beat_s, repeat=beat_s), self._beat)
         self._watch(self._hub.loop.timer(SWEEP_S, repeat=SWEEP_S), self._sweep)
-        for listener in self._birth.listeners:
-            plain = _socket.socket(fileno=listener)
-            plain.setblocking(False)
-            acceptor = self._hub.loop.io(plain.fileno(), _READ)
-            self._acceptors.append((plain, acceptor, partial(self._on_readable, plain)))
-        self._resume_accepting()
-        self._slot.set_state(WorkerState.READY)
+        if not self._draining:
+            self._resume_accepting()
+            self._slot.set_state(WorkerState.READY)
         self._ring()
 
     def _end(self) -> int:
@@ -248,6 +250,8 @@ class Worker:
         self._lifeline.stop()
         if not self._draining:
             self._log.warning("the master is gone: finishing %d calls", self._slot.active)
+        for listener, _, _ in self._acceptors:
+            self._close_the_door(listener)
         self._drain()
         self._watch(self._hub.loop.timer(self._config.graceful_timeout), self._stop)
 
@@ -259,15 +263,31 @@ class Worker:
         self._leave_the_queue()
         self._end_if_idle()
 
+    def _close_the_door(self, listener: Any) -> None:
+        try:
+            refuse_newcomers(listener)
+        except OSError as error:
+            self._log.error("cannot refuse newcomers: %s", error)
+
     def _leave_the_queue(self) -> None:
-        """Accept no more. What waits is left to the other workers; if there will be none, it is ours."""
+        """Accept no more. What waits is left to others, unless nobody new may come: then it is ours.
+
+        Closing would reset whoever waits, and that is a success to the dialplan. Those for whom there is
+        no file descriptor now are taken when a call has ended.
+        """
         self._pause_accepting()
-        for listener, acceptor, _ in self._acceptors:
-            while self._board.stopping and self._accept(listener):
-                pass
-            acceptor.close()
+        for acceptor in list(self._acceptors):
+            listener, watcher, _ = acceptor
+            try:
+                while refuses_newcomers(listener) and self._accept(listener):
+                    pass
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
+                    return
+                self._log.error("cannot accept: %s", error)
+            self._acceptors.remove(acceptor)
+            watcher.close()
             listener.close()
-        self._acceptors.clear()
 
     def _stop(self) -> None:
         self._drain()
@@ -295,7 +315,7 @@ class Worker:
         watchdog_s = self._config.watchdog
         if watchdog_s:
             self._slot.promise(monotonic() + watchdog_s)
-        self._slot.set_rss(_resident_bytes())
+        self._slot.set_rss(int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES)
         self._set_title()
 
     def _set_title(self) -> None:
@@ -308,6 +328,7 @@ class Worker:
         late = [session for session in self._sessions if session.deadline_s <= now_s]
         for session in late:
             session.expire(now_s)
+        self._end_if_idle()
 
     # --- accepting
 
@@ -396,7 +417,9 @@ class Worker:
                 self._resume_accepting()
 
     def _end_if_idle(self) -> None:
-        if self._draining and not self._slot.active:
+        if self._draining and self._acceptors:
+            self._leave_the_queue()
+        if self._draining and not self._acceptors and not self._slot.active:
             self._over.set()
 
     def _may_call(self, peer: str) -> bool:
@@ -416,11 +439,6 @@ def _is_allowed(peer: str, networks: Sequence[Any]) -> bool:
     # A dual-stack socket shows an IPv4 caller as ::ffff:10.0.0.1.
     mapped = getattr(address, "ipv4_mapped", None) or address
     return any(mapped in network for network in networks)
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:  # noqa: PTH123 -- once a second in every worker
-        return int(file.read().split()[1]) * _PAGE_BYTES
 
 
 def live(application: Application, surroundings: Surroundings, birth: Birth) -> int:

@@ -38,8 +38,9 @@ MASTER_SIGNALS: Final = (
 )
 
 
-#: The life of a worker: its slot, what the master said of this generation, and the descriptors of the
-#: listening sockets; returns the exit code.
+_TICK_S: Final = 1.0
+#: The life of a worker: its slot, what the master said of this generation, and the descriptors that came
+#: with it; returns the exit code.
 WorkerMain = Callable[[int, Begin, tuple[int, ...]], int]
 
 
@@ -74,7 +75,7 @@ class Zygote:
         self._set_title = set_title
         self._poll = poll
         self._begin: Begin | None = None
-        self._listeners: tuple[int, ...] = ()
+        self._descriptors: tuple[int, ...] = ()
 
     def run(self) -> int:
         """Serve until the master closes the channel; return the exit code."""
@@ -91,10 +92,11 @@ class Zygote:
         poller.register(self._channel.fileno(), POLLIN)
         poller.register(bell, POLLIN)
         while True:
-            ready = {descriptor for descriptor, _ in poller.poll()}
+            # Once a second even if no bell rings: a lost signal must not be a lost worker.
+            ready = {descriptor for descriptor, _ in poller.poll(_TICK_S * 1000)}
             if bell in ready:
                 os.read(bell, 512)
-                self._reap()
+            self._reap()
             if self._channel.fileno() in ready:
                 received = self._channel.receive()
                 if received is None:
@@ -105,7 +107,7 @@ class Zygote:
         if isinstance(message, Begin):
             self._begin = message
             # Kept bare: a socket object of gevent's would start a hub.
-            self._listeners = tuple(descriptors)
+            self._descriptors = tuple(descriptors)
             self._set_title(f"fastagi-pool: loader (gen {message.generation})")
         elif isinstance(message, Fork):
             self._fork(message.slot)
@@ -132,7 +134,7 @@ class Zygote:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._channel.close()
             if self._begin is not None:
-                code = self._worker(slot, self._begin, self._listeners)
+                code = self._worker(slot, self._begin, self._descriptors)
         except BaseException:
             logging.getLogger(LOGGER_NAME).exception("worker=%d could not live", slot)
         finally:

@@ -10,7 +10,7 @@ import gevent
 import gevent.event
 import pytest
 
-from fastagi_pool.attendants import IDLE_LIMIT, Attendants
+from fastagi_pool.attendants import IDLE_LIMIT, Attendants, guard_timeouts
 
 #: Far more than anything here takes.
 WAIT_S = 5.0
@@ -52,6 +52,13 @@ def attend() -> Attend:
         in_hub(lambda: attendants.attend(serve, subject))
 
     return attend
+
+
+@pytest.fixture
+def guarded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Guard gevent's time-outs as a worker does, for one test."""
+    monkeypatch.setattr(gevent.Timeout, "_on_expiration", gevent.Timeout._on_expiration)
+    guard_timeouts()
 
 
 def wait_and_end(subject: Subject) -> None:
@@ -119,6 +126,7 @@ def test_a_burst_leaves_a_bounded_number_of_greenlets(attend: Attend) -> None:
     assert sum(not greenlet.dead for greenlet in greenlets) == IDLE_LIMIT
 
 
+@pytest.mark.usefixtures("guarded")
 def test_a_timeout_of_the_call_itself_is_raised(attend: Attend) -> None:
     """A handler's own time-out works."""
     subject = Subject()
@@ -136,12 +144,13 @@ def test_a_timeout_of_the_call_itself_is_raised(attend: Attend) -> None:
     assert subject.found == "timeout"
 
 
+@pytest.mark.usefixtures("guarded")
 def test_a_forgotten_timeout_does_not_hit_the_next_call(attend: Attend) -> None:
     """A time-out that began before the call, in whatever call had this greenlet then, is dropped."""
     following = Subject()
     attend(wait_and_end, following)
     forgotten = gevent.Timeout(10.0)
-    in_hub(lambda: following.greenlet.throw(forgotten))
+    in_hub(lambda: forgotten._on_expiration(following.greenlet, forgotten))
     following.go.set()
     assert following.over.wait(WAIT_S)
 

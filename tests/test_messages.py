@@ -58,7 +58,7 @@ def pipe() -> Iterator[tuple[int, int]]:
         LOADED,
         Refused("pool.yaml:3: workers: must be above 0\nZoë \x1b \ud800"),
         Refused("the port is in use", machine=True),
-        Begin(7, "/run/fastagi-pool/scoreboard"),
+        Begin(7),
         Fork(1023),
         Forked(1023, 4_194_304),
         ForkFailed(0, "Resource temporarily unavailable"),
@@ -87,11 +87,11 @@ def test_descriptors_travel_beside_a_message(pair: tuple[Channel, Channel], pipe
     """A descriptor arrives as another one of the same open file."""
     sender, receiver = pair
     reading, writing = pipe
-    sender.send(Begin(1, "scoreboard"), [writing])
+    sender.send(Begin(1), [writing])
     received = receiver.receive()
     assert received is not None
     message, [copy] = received
-    assert message == Begin(1, "scoreboard")
+    assert message == Begin(1)
     assert copy != writing
     os.write(copy, b"through the copy")
     os.close(copy)
@@ -102,7 +102,7 @@ def test_descriptors_belong_to_their_message(pair: tuple[Channel, Channel], pipe
     """A message without descriptors takes none of its neighbour's."""
     sender, receiver = pair
     sender.send(Fork(1))
-    sender.send(Begin(1, "scoreboard"), list(pipe))
+    sender.send(Begin(1), list(pipe))
     sender.send(Fork(2))
     counts = []
     for _ in range(3):
@@ -118,7 +118,7 @@ def test_as_many_listeners_as_linux_passes(pair: tuple[Channel, Channel]) -> Non
     """A whole configuration of listening sockets goes with one message."""
     sender, receiver = pair
     with socket.socket() as listener:
-        sender.send(Begin(1, "scoreboard"), [listener.fileno()] * MAX_LISTENERS)
+        sender.send(Begin(1), [listener.fileno()] * MAX_LISTENERS)
     received = receiver.receive()
     assert received is not None
     for descriptor in received[1]:
@@ -165,6 +165,14 @@ def test_an_end_that_closed_with_words_unread(pair: tuple[Channel, Channel]) -> 
     sender.send(Fork(1))
     receiver.close()
     assert sender.receive() is None
+
+
+def test_who_does_not_wait_gets_what_is_there(pair: tuple[Channel, Channel]) -> None:
+    """Receiving without waiting gives a message that is there, and None at once when none is."""
+    sender, receiver = pair
+    assert receiver.receive(wait=False) is None
+    sender.send(Fork(1))
+    assert receiver.receive(wait=False) == (Fork(1), [])
 
 
 def test_a_channel_can_be_polled(pair: tuple[Channel, Channel]) -> None:

@@ -76,7 +76,6 @@ def test_a_new_board_says_whose_it_is(board: Scoreboard) -> None:
     """A new board names its master and its beginning, and holds no worker."""
     assert (board.master_pid, board.started_s, board.generation) == (42, 1000.5, 0)
     assert board.occupied() == []
-    assert not board.stopping
 
 
 def test_the_file_is_reserved_whole(board: Scoreboard, path: Path) -> None:
@@ -119,11 +118,11 @@ def test_every_field_comes_back(board: Scoreboard, path: Path) -> None:
     assert Scoreboard.attach(path).occupied() == [expected]
 
 
-def test_what_a_forked_worker_writes_outlives_it(board: Scoreboard, path: Path) -> None:
-    """A worker that attaches by the path, as after a fork, is read by the master even after its death."""
+def test_what_a_forked_worker_writes_outlives_it(board: Scoreboard) -> None:
+    """A worker that maps the master's descriptor is read by the master even after its death."""
 
     def live() -> None:
-        writer = SlotWriter(Scoreboard.attach_for_writing(str(path)), 2)
+        writer = SlotWriter(Scoreboard.share(board.descriptor), 2)
         writer.begin(os.getpid(), 1, 1001.0)
         writer.set_state(WorkerState.READY)
         writer.call_begins()
@@ -134,15 +133,25 @@ def test_what_a_forked_worker_writes_outlives_it(board: Scoreboard, path: Path) 
     assert (facts.slot, facts.pid, facts.state, facts.active) == (2, pid, WorkerState.READY, 1)
 
 
-def test_a_worker_sees_what_others_write_later(board: Scoreboard, path: Path) -> None:
-    """The memory is shared both ways, not copied at the attach."""
-    attached = Scoreboard.attach_for_writing(str(path))
+def test_a_worker_sees_what_others_write_later(board: Scoreboard) -> None:
+    """The memory is shared both ways, not copied when it is mapped."""
+    shared = Scoreboard.share(board.descriptor)
     ready_worker(board, 0, active=4)
     board.set_generation(9)
-    board.set_stopping()
-    assert attached.least_busy()[0] == 4
-    assert attached.generation == 9
-    assert attached.stopping
+    assert shared.least_busy()[0] == 4
+    assert shared.generation == 9
+
+
+def test_a_board_whose_file_is_gone_is_still_shared(board: Scoreboard, path: Path) -> None:
+    """Workers of a long-lived master need no file: somebody may have tidied the folder up."""
+    path.unlink()
+    ready_worker(Scoreboard.share(board.descriptor), 4)
+    assert [facts.slot for facts in board.occupied()] == [4]
+
+
+def test_no_program_inherits_the_board(board: Scoreboard) -> None:
+    """What a handler starts gets no descriptor of the board."""
+    assert not os.get_inheritable(board.descriptor)
 
 
 def test_a_reader_cannot_write(board: Scoreboard, path: Path) -> None:
@@ -169,11 +178,9 @@ def test_a_full_disk_is_an_error_at_once(full_disk: Path) -> None:
 
 
 def test_no_board_is_an_error_of_the_system(path: Path) -> None:
-    """Where there is no board, both ways to attach say so."""
+    """Where there is no board, attaching says so."""
     with pytest.raises(FileNotFoundError):
         Scoreboard.attach(path)
-    with pytest.raises(FileNotFoundError):
-        Scoreboard.attach_for_writing(str(path))
 
 
 @pytest.mark.parametrize(

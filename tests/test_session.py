@@ -21,6 +21,7 @@ import pytest
 from fastagi_pool.errors import (
     CallEnded,
     CallHangup,
+    CallOutOfStep,
     CallPeerGone,
     CallStopped,
     CallTimeout,
@@ -280,13 +281,15 @@ def test_writing_to_a_peer_that_left(link: Link) -> None:
 
 
 def test_nonsense_is_no_reply(link: Link) -> None:
-    """An answer that is not AGI is the peer's fault, and named so."""
+    """An answer that is not AGI ends the call, and every later command says so again."""
     link.greet()
     running = link.run(lambda session: session.execute(b"NOOP\n"))
     link.hear_line()
     link.say(b"no such thing\n")
-    with pytest.raises(RemoteProtocolError):
+    with pytest.raises(CallOutOfStep):
         running.result()
+    with pytest.raises(CallOutOfStep):
+        link.run(lambda session: session.execute(b"NOOP\n")).result()
 
 
 # ---- hangups
@@ -408,7 +411,6 @@ def test_a_hangup_that_was_told_is_not_told_again(link: Link) -> None:
     assert running.result() == "no hangup"
 
 
-@pytest.mark.xfail(strict=True, reason="the end of the connection is read and dropped")
 def test_a_close_behind_a_minus_one_is_a_peer_gone(link: Link) -> None:
     """If Asterisk closes behind -1, the handler that goes on finds the peer gone, not a bug of ours."""
     link.greet()
@@ -513,6 +515,35 @@ def test_the_scripts_time_adds_up(link: Link) -> None:
     session = link.session
     assert session.script_s >= 2 * MOMENT_S
     assert session.deadline_s - monotonic() <= LIMITS.script_s - 2 * MOMENT_S
+
+
+def test_a_busy_handler_is_late_too(link: Link) -> None:
+    """A handler whose time is over is told at its next command, even if nobody looked at the clock."""
+    link.greet()
+    link.session.begin(SessionLimits(script_s=0.001))
+    gevent.sleep(0.002)
+    link.run(lambda session: session.execute(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"200 result=0\n")
+    with pytest.raises(CallTimeout, match="script"):
+        link.run(lambda session: session.execute(b"NOOP\n")).result()
+
+
+def test_settling_counts_the_last_stretch(link: Link) -> None:
+    """The time behind the last command is the handler's too."""
+    link.greet()
+    gevent.sleep(MOMENT_S)
+    link.session.settle()
+    assert link.session.script_s >= MOMENT_S
+    assert link.session.asterisk_s == 0
+
+
+def test_settling_raises_what_was_swallowed(link: Link) -> None:
+    """A handler that caught its interruption and returned is interrupted all the same."""
+    link.greet()
+    in_hub(lambda: link.session.stop(monotonic()))
+    with pytest.raises(CallStopped):
+        link.session.settle()
 
 
 def test_a_limit_that_is_over_stays_over(link: Link) -> None:

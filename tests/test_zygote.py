@@ -120,12 +120,14 @@ def test_many_workers_are_all_reported(zygote: RunningZygote) -> None:
     zygote.channel.send(Begin(1, "board"))
     for slot in range(20):
         zygote.channel.send(Fork(slot))
-    forked, ended = set(), set()
+    forked: set[int] = set()
+    ended: set[int] = set()
     while len(forked) < 20 or len(ended) < 20:
         received = zygote.channel.receive()
         assert received is not None
         message, _ = received
-        (forked if isinstance(message, Forked) else ended).add(message.pid)  # type: ignore[union-attr]
+        assert isinstance(message, Forked | Ended)
+        (forked if isinstance(message, Forked) else ended).add(message.pid)
     assert forked == ended
 
 

@@ -19,12 +19,18 @@ class CallStream:
         results: How each call went, in the order of their ends.
     """
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, callers: int = _CALLERS) -> None:
+        """Prepare; nobody calls yet.
+
+        Args:
+            url: What they call.
+            callers: How many there are.
+        """
         self.results: list[CallResult] = []
         self._url = url
         self._over = False
         self._changed = threading.Condition()
-        self._callers = [threading.Thread(target=self._call, daemon=True) for _ in range(_CALLERS)]
+        self._callers = [threading.Thread(target=self._call, daemon=True) for _ in range(callers)]
 
     def __enter__(self) -> Self:
         for caller in self._callers:

@@ -87,7 +87,7 @@ def test_handler_that_does_not_end_is_killed(pools: Pools) -> None:
 def test_no_stop_is_a_silent_success(number: int, pools: Pools) -> None:
     """Under load a stop fails calls or refuses them, but never tells the dialplan what is not so."""
     pool = pools.start()
-    with CallStream(pool.url("hello")) as stream:
+    with CallStream(pool.url("hello"), callers=16) as stream:
         stream.await_more(50)
         pool.signal(number)
         assert pool.wait() == ExitCode.OK

@@ -1,0 +1,214 @@
+"""Load: ``agiload``, which plays Asterisk; compiled when needed, run, and its figures read.
+
+Laws:
+    * What a call must be to count as good is decided in ``agiload.c`` alone.
+    * No load outlives this process.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Final, Self
+
+_SOURCE: Final = Path(__file__).resolve().parent / "agiload.c"
+_FIGURE: Final = re.compile(r"(\S+) ([\d.]+)")
+#: Calls in progress at once, unless a measurement says otherwise: as in the peers' published figures.
+AT_ONCE: Final = 50
+#: How long a run that is told to end may take for it, its calls in progress included.
+_END_S: Final = 60.0
+
+
+class LoadFailed(Exception):
+    """The load source cannot be built, or did not print its figures."""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What to do to a server.
+
+    Attributes:
+        script: The script of every call.
+        at_once: Calls in progress at the same time; with a rate, the most of them.
+        calls: How many calls; 0 to go on for ``length_s`` or until stopped.
+        length_s: How long, if ``calls`` is 0.
+        per_s: Calls that start every second, whatever the server does; 0 for as many as it takes.
+        grace_s: How long calls may go on after the last one began.
+    """
+
+    script: str = "hello"
+    at_once: int = AT_ONCE
+    calls: int = 0
+    length_s: float = 3600.0
+    per_s: float = 0.0
+    grace_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LoadResult:
+    """What became of a load.
+
+    Attributes:
+        calls: Calls begun, or due to begin.
+        good: Calls in which the server said something and that it closed cleanly.
+        calls_per_s: Good ones a second.
+        p50_ms: Latency that half of the calls stay below.
+        p99_ms: Latency that 99 of 100 calls stay below.
+    """
+
+    calls: int
+    good: int
+    calls_per_s: float
+    p50_ms: float
+    p99_ms: float
+
+    @property
+    def lost(self) -> int:
+        """Calls that were bad, refused, not begun for want of a free line, or not finished."""
+        return self.calls - self.good
+
+
+class LoadSource:
+    """Runs loads."""
+
+    def __init__(self, cache: Path) -> None:
+        """Compile the program if it is missing or older than its source.
+
+        Args:
+            cache: The folder to keep it in; made if missing.
+
+        Raises:
+            LoadFailed: There is no C compiler, or it fails.
+        """
+        self._program = cache / "agiload"
+        if self._program.exists() and self._program.stat().st_mtime >= _SOURCE.stat().st_mtime:
+            return
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            raise LoadFailed("no C compiler; on Debian: apt install gcc libc6-dev")
+        cache.mkdir(parents=True, exist_ok=True)
+        # Renamed into its place: another run may be using the old one.
+        fresh = self._program.with_suffix(".new")
+        command = [compiler, "-O2", "-o", str(fresh), str(_SOURCE)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode != 0:
+            raise LoadFailed(f"{compiler} failed:\n{done.stderr}")
+        fresh.rename(self._program)
+
+    def begin(self, address: str, load: Load) -> RunningLoad:
+        """Start a load; use the result with ``with``.
+
+        Args:
+            address: ``host:port`` of the server.
+            load: What to do to it.
+        """
+        host, _, port = address.rpartition(":")
+        command = [str(self._program), "-h", host, "-p", port, "-s", load.script, "-c", str(load.at_once)]
+        command += ["-n", str(load.calls), "-t", f"{load.length_s:g}", "-r", f"{load.per_s:g}"]
+        return RunningLoad([*command, "-g", f"{load.grace_s:g}"])
+
+    def run(self, address: str, load: Load) -> LoadResult:
+        """Run a load to its end; see :meth:`begin`.
+
+        Raises:
+            LoadFailed: It printed no figures.
+        """
+        with self.begin(address, load) as running:
+            return running.result(timeout_s=None)
+
+
+class RunningLoad:
+    """A load in progress; it ends with its ``with`` at the latest."""
+
+    def __init__(self, command: Sequence[str]) -> None:
+        self._process = subprocess.Popen(
+            ("setpriv", "--pdeathsig", "KILL", *command), stdout=subprocess.PIPE, text=True
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with self._process:
+            self._process.kill()
+
+    def stop(self) -> LoadResult:
+        """Start no more calls, wait for those in progress, and return the figures.
+
+        Raises:
+            LoadFailed: It printed none within 60 s.
+        """
+        self._process.terminate()
+        return self.result(_END_S)
+
+    def result(self, timeout_s: float | None) -> LoadResult:
+        """Wait for its end and return the figures.
+
+        Args:
+            timeout_s: How long to wait; None for as long as it takes.
+
+        Raises:
+            LoadFailed: It printed none in time.
+        """
+        try:
+            output, _ = self._process.communicate(timeout=timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise LoadFailed(f"the load did not end within {timeout_s:g} s") from error
+        found = dict(_FIGURE.findall(output))
+        if "calls" not in found:
+            raise LoadFailed(f"the load printed no figures, but {output!r}")
+        return LoadResult(
+            calls=int(found["calls"]),
+            good=int(found["good"]),
+            calls_per_s=float(found["calls/s"]),
+            p50_ms=float(found["p50"]) / 1000,
+            p99_ms=float(found["p99"]) / 1000,
+        )
+
+
+def interleaved(
+    names: Sequence[str], rounds: int, run: Callable[[str], LoadResult]
+) -> dict[str, list[LoadResult]]:
+    """Measure several servers in turn: A B C, then C B A, and so on.
+
+    On a machine that others use too, figures of different minutes cannot be compared; those of one
+    round can. Turning the order round takes away what the order itself does.
+
+    Args:
+        names: The servers.
+        rounds: How often.
+        run: Measures one of them once.
+
+    Returns:
+        The results of each server, by round.
+    """
+    results: dict[str, list[LoadResult]] = {name: [] for name in names}
+    for number in range(rounds):
+        for name in reversed(names) if number % 2 else names:
+            results[name].append(run(name))
+    return results
+
+
+def median_ratio(
+    ours: Sequence[LoadResult], others: Sequence[LoadResult], figure: Callable[[LoadResult], float]
+) -> float:
+    """Return the median of the ratios of one figure, round by round."""
+    return median(figure(one) / figure(other) for one, other in zip(ours, others, strict=True))
+
+
+def rate(result: LoadResult) -> float:
+    """Return the calls a second."""
+    return result.calls_per_s
+
+
+def p99(result: LoadResult) -> float:
+    """Return the latency that 99 of 100 calls stay below, in milliseconds."""
+    return result.p99_ms
