@@ -27,7 +27,7 @@ _LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
-_BARE_VALUE = re.compile(r"[!#-<>-\[\]-~]+")
+_BARE_VALUE = re.compile(r"[!#-&(-<>-\[\]-~]+")
 
 
 class LogFile:
@@ -61,7 +61,7 @@ class LogFile:
             while data:
                 data = data[os.write(self._fd, data) :]
         except OSError:
-            self.lost_lines += 1
+            self.lost_lines += data.count(b"\n")
 
     def reopen(self) -> None:
         """Follow the path again after it was rotated; standard error stays.

@@ -617,7 +617,8 @@ def _describe(status: int) -> str:
         return "nobody saw how"
     if os.WIFSIGNALED(status):
         number = os.WTERMSIG(status)
-        return f"killed by {signal.Signals(number).name}"
+        named = number in set(signal.Signals)
+        return f"killed by {signal.Signals(number).name if named else f'signal {number}'}"
     return f"exit code {os.WEXITSTATUS(status)}"
 
 

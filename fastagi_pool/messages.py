@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import signal
 import socket
+from array import array
 from dataclasses import asdict, dataclass
 from typing import Any, Final, TypeAlias
 
@@ -158,15 +159,22 @@ class Channel:
         Returns:
             None if the other end is gone, or nothing is there and we do not wait.
         """
-        flags = 0 if wait else socket.MSG_DONTWAIT
+        # Not socket.recv_fds: that of Python 3.11 drops its flags, and would wait.
+        room = socket.CMSG_SPACE(MAX_LISTENERS * array("i").itemsize)
         try:
-            data, descriptors, _, _ = socket.recv_fds(self._socket, 2 * _MESSAGE_BYTES, MAX_LISTENERS, flags)
+            data, ancillary, _, _ = self._socket.recvmsg(
+                2 * _MESSAGE_BYTES, room, 0 if wait else socket.MSG_DONTWAIT
+            )
         except (ConnectionResetError, BlockingIOError):
             return None
         if not data:
             return None
-        content = json.loads(data)
-        return _KINDS[content.pop("kind")](**content), list(descriptors)
+        descriptors = array("i")
+        for level, kind, content in ancillary:
+            if (level, kind) == (socket.SOL_SOCKET, socket.SCM_RIGHTS):
+                descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+        fields = json.loads(data)
+        return _KINDS[fields.pop("kind")](**fields), descriptors.tolist()
 
     def close(self) -> None:
         """Let go of this end."""

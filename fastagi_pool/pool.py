@@ -429,8 +429,9 @@ class Pool:
             actions += self._stop_all(now_s)
         else:
             actions += self._give_up_or_load(now_s)
-            actions += self._replace_due(now_s)
+            # In this order: a worker whose replacement serves is drained, not replaced once more.
             actions += self._reach_target(now_s)
+            actions += self._replace_due(now_s)
         actions += self._notes
         self._notes.clear()
         return actions
@@ -490,7 +491,7 @@ class Pool:
             yield Load()
 
     def _replace_due(self, now_s: float) -> Iterator[Action]:
-        replaced = {handle.replaces for handle in self.handles.values() if handle.phase in _HOPEFUL}
+        replaced = {handle.replaces for handle in self._pending()}
         free = self.limits.max_unavailable - len(self._pending())
         # A reload must not wait for the long calls of workers that were recycled before it.
         crowded = self._count(Phase.DRAINING) + len(self._pending()) >= self.limits.max_draining

@@ -217,11 +217,13 @@ class Session:
             CallOutOfStep: Something else came.
         """
         if not self.hung_up:
-            self._acknowledge_quickly()
-            with gevent.Timeout(HANGUP_GRACE_S, False):
-                self._wait(self._reader)
-                self._receive()
             event = self._next_reply()
+            if event is NEED_DATA:
+                self._acknowledge_quickly()
+                with gevent.Timeout(HANGUP_GRACE_S, False):
+                    self._wait(self._reader)
+                    self._receive()
+                event = self._next_reply()
             if isinstance(event, Hangup):
                 self.hung_up = True
             elif isinstance(event, ConnectionClosed):

@@ -239,9 +239,8 @@ class PoolService:
 
         def serve() -> bool:
             found[:] = self.serving()
-            return len(found) == workers and {each.generation for each in found} <= (
-                {generation} if generation else {each.generation for each in found}
-            )
+            wanted = generation == 0 or all(each.generation == generation for each in found)
+            return len(found) == workers and wanted
 
         self.await_that(serve, f"has {workers} workers of generation {generation or 'any'}")
         return found

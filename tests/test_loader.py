@@ -69,7 +69,7 @@ def test_description_for_the_master(tmp_path: Path) -> None:
     loaded = describe(assemble(load_text(_YAML, "pool.yaml", tmp_path, {})))
     limits = PoolLimits(**loaded.limits)
     assert (limits.workers, limits.graceful_timeout_s, limits.drain_timeout_s) == (3, 7.0, 3600.0)
-    assert (limits.max_memory_bytes, limits.watchdog) == (64 << 20, False)
+    assert (limits.max_memory_bytes, limits.watchdog_s) == (64 << 20, 0.0)
     addresses = [Address(**content) for content in loaded.listen]
     assert [(each.kind, each.host, each.port, each.path) for each in addresses] == [
         ("tcp", "127.0.0.1", 0, ""),

@@ -108,7 +108,7 @@ def zygote() -> Iterator[RunningZygote]:
 def test_worker_is_forked_and_its_end_reported(zygote: RunningZygote) -> None:
     """A worker gets its slot, its generation and the listeners; its end comes with its status."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        zygote.channel.send(Begin(7, "board"), [listener.fileno()])
+        zygote.channel.send(Begin(7), [listener.fileno()])
         pid = zygote.fork(3)
         assert zygote.hear() == f"slot=3 gen=7 ports=[{listener.getsockname()[1]}] blocked=True"
     ended = zygote.expect(Ended)
@@ -117,7 +117,7 @@ def test_worker_is_forked_and_its_end_reported(zygote: RunningZygote) -> None:
 
 def test_many_workers_are_all_reported(zygote: RunningZygote) -> None:
     """Of workers that end in the same moment none is forgotten."""
-    zygote.channel.send(Begin(1, "board"))
+    zygote.channel.send(Begin(1))
     for slot in range(20):
         zygote.channel.send(Fork(slot))
     forked: set[int] = set()
@@ -140,7 +140,7 @@ def test_worker_without_a_beginning(zygote: RunningZygote) -> None:
 
 def test_worker_with_a_bug(zygote: RunningZygote) -> None:
     """An exception that escapes from a worker ends that worker only."""
-    zygote.channel.send(Begin(1, "board"))
+    zygote.channel.send(Begin(1))
     zygote.fork(66)
     assert os.waitstatus_to_exitcode(zygote.expect(Ended).status) == 1
     zygote.fork(5)
@@ -155,7 +155,7 @@ def test_logs_are_reopened(zygote: RunningZygote) -> None:
 
 def test_masters_signals_are_ignored(zygote: RunningZygote) -> None:
     """What is sent to the whole group does not end the zygote."""
-    zygote.channel.send(Begin(1, "board"))
+    zygote.channel.send(Begin(1))
     zygote.fork(4)
     zygote.expect(Ended)
     for number in MASTER_SIGNALS:
@@ -167,7 +167,7 @@ def test_masters_signals_are_ignored(zygote: RunningZygote) -> None:
 def test_signal_before_the_worker_listens_is_kept() -> None:
     """A signal that comes between the fork and the worker's first step is not lost."""
     running = RunningZygote(_wait_for_term)
-    running.channel.send(Begin(1, "board"))
+    running.channel.send(Begin(1))
     pid = running.fork(0)
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(running.expect(Ended).status) == signal.SIGTERM
@@ -177,7 +177,7 @@ def test_signal_before_the_worker_listens_is_kept() -> None:
 def test_zygote_ends_with_the_channel_and_leaves_workers_alone() -> None:
     """When the master closes the channel the zygote goes; its workers live on."""
     running = RunningZygote(_wait_for_term)
-    running.channel.send(Begin(1, "board"))
+    running.channel.send(Begin(1))
     pid = running.fork(0)
     assert running.hear().startswith("slot=0")
     assert running.end() == 0

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from load import LoadSource
-from service import PoolFailed, PoolService
+from service import PoolService
 
 _HANDLERS: Final = Path(__file__).resolve().parent
 #: One VERBOSE a call: as the peers do.
@@ -95,11 +95,14 @@ class Bench:
     folder: Path
 
     @contextmanager
-    def pool(self, *routes: Mapping[str, Any], **settings: Any) -> Iterator[PoolService]:
-        """Run a pool of 2 workers with the access log on, unless the settings say otherwise.
+    def pool(
+        self, *routes: Mapping[str, Any], access_log: bool = True, **settings: Any
+    ) -> Iterator[PoolService]:
+        """Run a pool, of 2 workers unless the settings say otherwise.
 
         Args:
             routes: The routes of its configuration.
+            access_log: Whether it writes a line for each call; as it does by default, for operators too.
             settings: Further keys of its configuration.
 
         Raises:
@@ -107,12 +110,13 @@ class Bench:
         """
         folder = Path(tempfile.mkdtemp(prefix="pool-", dir=self.folder))
         pool = PoolService(folder, _HANDLERS, routes, settings)
+        if not access_log:
+            pool.configure(log={**pool.config["log"], "access": "off"})
         try:
             pool.start()
             yield pool
-            if not pool.runs:
-                raise PoolFailed(f"the pool ended by itself:\n{pool.logged()}")
-            pool.signal(signal.SIGINT)
-            pool.wait()
         finally:
+            if pool.runs:
+                pool.signal(signal.SIGINT)
+                pool.wait()
             pool.kill()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Final
 
 from bench import HELLO, Bench
 from figures import Section, judged, not_measured
-from load import Load, LoadResult
+from load import Load
 from machine import allow_open_files, pss_bytes
 from service import PoolService
 
@@ -26,52 +27,83 @@ _TAKE_UP_S: Final = 180.0
 _SPARE_FILES: Final = 500
 
 
+@dataclass(frozen=True, slots=True)
+class _Soaked:
+    """What was found before and after very many calls."""
+
+    lost: int
+    access_lines: int
+    good_access_lines: int
+    before_bytes: float
+    after_bytes: float
+    zombies: int
+    processes: int
+    expected_processes: int
+
+
 def soak(bench: Bench) -> Section:
     """Play very many calls to workers that are replaced after 1,000 each, and see what is left behind."""
-    scale = bench.scale
-    results: list[LoadResult] = []
-    with bench.pool(HELLO, max_calls=1000) as pool:
-
-        def play(calls: int) -> None:
-            results.append(bench.load.run(pool.address, Load(calls=calls)))
-
-        def memory_bytes() -> float:
-            samples = []
-            for _ in range(scale.memory_samples):
-                play(_CALLS_BETWEEN_SAMPLES)
-                _await_rest(pool)
-                samples.append(pss_bytes(pool.processes()))
-            return median(samples)
-
-        sampled = scale.memory_samples * _CALLS_BETWEEN_SAMPLES
-        play(scale.soak_first_calls - sampled)
-        before = memory_bytes()
-        play(scale.soak_calls - scale.soak_first_calls - sampled)
-        after = memory_bytes()
-        states = Counter(process.state == "Z" for process in pool.processes())
-        lines, good_lines = _await_access_lines(pool, scale.soak_calls)
-    lost = sum(result.lost for result in results)
-    processes = _expected_processes(pool)
-    growth = after / before
+    calls, first = bench.scale.soak_calls, bench.scale.soak_first_calls
+    found = _soak(bench)
+    growth = found.after_bytes / found.before_bytes
+    before_mib, after_mib = found.before_bytes / _MEBIBYTE, found.after_bytes / _MEBIBYTE
     figures = (
-        judged("calls bad, refused or unfinished", f"{lost:,}", "0", lost == 0),
+        judged("calls bad, refused or unfinished", f"{found.lost:,}", "0", found.lost == 0),
         judged(
             "access lines, and those of good calls",
-            f"{lines:,}, {good_lines:,}",
-            f"{scale.soak_calls:,}",
-            lines == good_lines == scale.soak_calls,
+            f"{found.access_lines:,}, {found.good_access_lines:,}",
+            f"{calls:,}",
+            found.access_lines == found.good_access_lines == calls,
         ),
         judged(
-            f"memory afterwards, as a ratio to that after {scale.soak_first_calls:,} calls",
-            f"{growth:.3f} ({before / _MEBIBYTE:.0f} to {after / _MEBIBYTE:.0f} MiB)",
+            f"memory afterwards, as a ratio to that after {first:,} calls",
+            f"{growth:.3f} ({before_mib:.0f} to {after_mib:.0f} MiB)",
             f"at most {_MOST_GROWTH}",
             growth <= _MOST_GROWTH,
         ),
-        judged("zombies afterwards", str(states[True]), "0", states[True] == 0),
-        judged("processes afterwards", str(states[False]), str(processes), states[False] == processes),
+        judged("zombies afterwards", str(found.zombies), "0", found.zombies == 0),
+        judged(
+            "processes afterwards",
+            str(found.processes),
+            str(found.expected_processes),
+            found.processes == found.expected_processes,
+        ),
     )
-    title = f"{scale.soak_calls:,} calls, 50 at a time, 2 workers with max_calls: 1000, access log on."
+    title = f"{calls:,} calls, 50 at a time, 2 workers with max_calls: 1000, access log on."
     return Section("soak", title, figures)
+
+
+def _soak(bench: Bench) -> _Soaked:
+    scale = bench.scale
+    sampling_calls = scale.memory_samples * _CALLS_BETWEEN_SAMPLES
+    with bench.pool(HELLO, max_calls=1000) as pool:
+        first = bench.load.run(pool.address, Load(calls=scale.soak_first_calls - sampling_calls))
+        before_bytes, lost_before = _sample_memory(bench, pool)
+        rest = scale.soak_calls - scale.soak_first_calls - sampling_calls
+        last = bench.load.run(pool.address, Load(calls=rest))
+        after_bytes, lost_after = _sample_memory(bench, pool)
+        zombies = Counter(process.state == "Z" for process in pool.processes())
+        lines, good_lines = await_access_lines(pool, scale.soak_calls)
+    return _Soaked(
+        lost=first.lost + lost_before + last.lost + lost_after,
+        access_lines=lines,
+        good_access_lines=good_lines,
+        before_bytes=before_bytes,
+        after_bytes=after_bytes,
+        zombies=zombies[True],
+        processes=zombies[False],
+        expected_processes=_expected_processes(pool),
+    )
+
+
+def _sample_memory(bench: Bench, pool: PoolService) -> tuple[float, int]:
+    """Return the median of the pool's memory when its workers are of various ages, and the calls lost."""
+    samples, lost = [], 0
+    for _ in range(bench.scale.memory_samples):
+        lost += bench.load.run(pool.address, Load(calls=_CALLS_BETWEEN_SAMPLES)).lost
+        _await_rest(pool)
+        samples.append(pss_bytes(pool.processes()))
+    return median(samples), lost
 
 
 def held(bench: Bench) -> Section:
@@ -135,6 +167,21 @@ def held_route(gate: Path) -> dict[str, object]:
     }
 
 
+def await_access_lines(pool: PoolService, wanted: int) -> tuple[int, int]:
+    """Wait for the last access line; return how many there are, and how many are of calls that went well.
+
+    Raises:
+        PoolFailed: There are fewer than wanted after 15 s.
+    """
+
+    def written() -> bool:
+        return pool.access_path.read_bytes().count(b"\n") >= wanted
+
+    pool.await_that(written, f"has {wanted} access lines")
+    content = pool.access_path.read_bytes()
+    return content.count(b"\n"), content.count(b" outcome=ok ")
+
+
 def _expected_processes(pool: PoolService) -> int:
     """Count the master, its loader and the workers."""
     workers: int = pool.config["workers"]
@@ -152,14 +199,3 @@ def _await_rest(pool: PoolService) -> None:
         )
 
     pool.await_that(rests, "is at rest", _REST_S)
-
-
-def _await_access_lines(pool: PoolService, wanted: int) -> tuple[int, int]:
-    """Wait for the last access line; return how many there are, and how many are of calls that went well."""
-
-    def written() -> bool:
-        return pool.access_path.read_bytes().count(b"\n") >= wanted
-
-    pool.await_that(written, f"has {wanted} access lines")
-    content = pool.access_path.read_bytes()
-    return content.count(b"\n"), content.count(b" outcome=ok ")

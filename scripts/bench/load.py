@@ -13,7 +13,6 @@ import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Final, Self
 
@@ -197,11 +196,11 @@ def interleaved(
     return results
 
 
-def median_ratio(
+def ratios(
     ours: Sequence[LoadResult], others: Sequence[LoadResult], figure: Callable[[LoadResult], float]
-) -> float:
-    """Return the median of the ratios of one figure, round by round."""
-    return median(figure(one) / figure(other) for one, other in zip(ours, others, strict=True))
+) -> list[float]:
+    """Return the ratios of one figure, round by round."""
+    return [figure(one) / figure(other) for one, other in zip(ours, others, strict=True)]
 
 
 def rate(result: LoadResult) -> float:

@@ -57,9 +57,6 @@ def main(arguments: list[str]) -> int:
     """
     options = _parse(arguments)
     names = options.measurements or list(MEASUREMENTS)
-    whole = set(names) == set(MEASUREMENTS)
-    if options.write and not whole:
-        sys.exit("--write wants all measurements: the page holds one run, not parts of several")
     signal.signal(signal.SIGTERM, _leave)
     try:
         source = LoadSource(_ROOT / ".cache")
@@ -71,7 +68,7 @@ def main(arguments: list[str]) -> int:
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/tmp", ignore_cleanup_errors=True) as folder:
         bench = Bench(QUICK if options.quick else FULL, source, Path(folder))
         sections = [_measure(name, bench) for name in names]
-    if options.write or (whole and not options.quick):
+    if options.write or not (options.measurements or options.quick):
         remark = "**A quick run: the verdicts are only hints.**\n\n" if options.quick else ""
         rewrite(_PAGE, remark + "\n".join([machine, *map(section_text, sections)]))
         print(f"written into {_PAGE.relative_to(_ROOT)}")
@@ -88,6 +85,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="little of everything; does not write the page")
     parser.add_argument("--write", action="store_true", help="write the page after a quick run too")
     options = parser.parse_args(arguments)
+    if options.write and options.measurements:
+        parser.error("--write wants all measurements: the page holds one run, not parts of several")
     unknown = set(options.measurements) - set(MEASUREMENTS)
     if unknown:
         parser.error(f"no measurement {', '.join(sorted(unknown))}; there are {', '.join(MEASUREMENTS)}")

@@ -6,10 +6,11 @@ import os
 import re
 import signal
 import time
+from dataclasses import dataclass
 from typing import Final
 
 from bench import Bench
-from endurance import held_route
+from endurance import await_access_lines, held_route
 from figures import Section, judged, not_measured
 from load import Load, LoadResult
 from mariadb import PASSWORD, MariaDBMissingError, MariaDBServer, find_mariadb
@@ -17,7 +18,7 @@ from service import PoolService, pids
 
 from fastagi_pool.testing import AgiStatus, play_call
 
-_RELOAD_RATE_PER_S: Final = 300.0
+_RELOAD_PER_S: Final = 300.0
 #: Between two reloads, so that each generation serves for a moment.
 _GENERATION_S: Final = 0.5
 _CODE: Final = "def changing(call, context):\n    call.verbose('hello')\n"
@@ -29,7 +30,7 @@ _KILL_WORKERS: Final = 4
 _MOST_REPLACING_S: Final = 1.0
 _TAKE_UP_S: Final = 60.0
 
-_DATABASE_RATE_PER_S: Final = 200.0
+_DATABASE_PER_S: Final = 200.0
 _MOST_RECOVERING_S: Final = 5.0
 #: So many calls in a row must find their row: a single one says nothing of the other worker.
 _GOOD_IN_A_ROW: Final = 20
@@ -38,9 +39,46 @@ _GIVE_UP_S: Final = 60.0
 _CALLER: Final = ("7275551212", "Alice Liddell")
 
 
+@dataclass(frozen=True, slots=True)
+class _Reloaded:
+    """What callers and the log noticed of reloads."""
+
+    good: LoadResult
+    broken: LoadResult
+    access_lines: int
+    good_access_lines: int
+    same_workers: bool
+    place: str
+
+
 def reload(bench: Bench) -> Section:
     """Reload again and again under load, then reload broken code."""
-    load = Load(script="changing", at_once=1000, per_s=_RELOAD_RATE_PER_S)
+    found = _reload(bench)
+    calls = found.good.calls + found.broken.calls
+    reloads = f"{bench.scale.reloads} reloads"
+    figures = (
+        judged(f"calls lost in {reloads}", _of(found.good), "0", found.good.lost == 0),
+        judged("calls lost when broken code is reloaded", _of(found.broken), "0", found.broken.lost == 0),
+        judged(
+            "access lines, and those of good calls",
+            f"{found.access_lines:,}, {found.good_access_lines:,}",
+            f"{calls:,}",
+            found.access_lines == found.good_access_lines == calls,
+        ),
+        judged(
+            "workers after that",
+            "the same" if found.same_workers else "others",
+            "the same",
+            found.same_workers,
+        ),
+        judged("the log names the place", found.place or "no", "file and line", bool(found.place)),
+    )
+    title = f"{reloads} (SIGHUP) at {_RELOAD_PER_S:g} calls/s, then one of a handler with a syntax error."
+    return Section("reload", title, figures)
+
+
+def _reload(bench: Bench) -> _Reloaded:
+    load = Load(script="changing", at_once=1000, per_s=_RELOAD_PER_S)
     route = {"script": "changing", "handler": "changing:changing"}
     code = bench.folder / "reload-code"
     code.mkdir()
@@ -52,32 +90,20 @@ def reload(bench: Bench) -> Section:
                 pool.reload()
                 pool.await_serving(2, generation)
                 time.sleep(_GENERATION_S)
-            reloaded = running.stop()
+            good = running.stop()
         before = pids(pool.serving())
         module.write_text(_BROKEN_CODE)
         with bench.load.begin(pool.address, load) as running:
             pool.reload()
             said = pool.await_log(r"reload refused, nothing changes: .*$")[0][0]
             time.sleep(_AFTERWARDS_S)
-            unharmed = running.stop()
-        same = pids(pool.serving()) == before
+            broken = running.stop()
+        same_workers = pids(pool.serving()) == before
+        lines, good_lines = await_access_lines(pool, good.calls + broken.calls)
     place = re.search(rf"{re.escape(str(module))}:\d+", said)
-    reloads = f"{bench.scale.reloads} reloads"
-    figures = (
-        judged(f"calls lost in {reloads}", _of(reloaded), "0", reloaded.lost == 0),
-        judged("calls lost when broken code is reloaded", _of(unharmed), "0", unharmed.lost == 0),
-        judged("workers after that", "the same" if same else "others", "the same", same),
-        judged(
-            "the log names the place",
-            place[0].rpartition("/")[2] if place else "no",
-            "file and line",
-            place is not None,
-        ),
+    return _Reloaded(
+        good, broken, lines, good_lines, same_workers, place[0].rpartition("/")[2] if place else ""
     )
-    title = (
-        f"{reloads} (SIGHUP) at {_RELOAD_RATE_PER_S:g} calls/s, then one of a handler with a syntax error."
-    )
-    return Section("reload", title, figures)
 
 
 def kill(bench: Bench) -> Section:
@@ -124,7 +150,7 @@ def mariadb(bench: Bench) -> Section:
     criteria = (f"at most {_MOST_RECOVERING_S:g} s", "0")
     whats = ("until the pool answers again", "calls lost afterwards")
     title = (
-        f"MariaDB is stopped and started again while {_DATABASE_RATE_PER_S:g} calls/s read one row each; "
+        f"MariaDB is stopped and started again while {_DATABASE_PER_S:g} calls/s read one row each; "
         f"then {bench.scale.recovered_calls:,} calls more."
     )
     try:
@@ -141,18 +167,14 @@ def mariadb(bench: Bench) -> Section:
         with bench.pool(route, databases={"data": database}) as pool:
             number, name = _CALLER
             server.execute(f"REPLACE INTO bench.callers (number, name) VALUES ('{number}', '{name}')")
-            load = Load(script="lookup", at_once=2000, per_s=_DATABASE_RATE_PER_S)
+            load = Load(script="lookup", at_once=2000, per_s=_DATABASE_PER_S)
             with bench.load.begin(pool.address, load) as running:
                 recovering_s = _restart(server, pool)
                 running.stop()
-            before = len(pool.access_lines())
             result = bench.load.run(pool.address, Load(script="lookup", calls=bench.scale.recovered_calls))
-            lines = pool.await_access(before + result.calls)[before:]
-    # A call that was told "failure" has ended well as far as the load source can tell.
-    lost = max(result.lost, sum(line["outcome"] != "ok" for line in lines))
     figures = (
         judged(whats[0], f"{recovering_s:.2f} s", criteria[0], recovering_s <= _MOST_RECOVERING_S),
-        judged(whats[1], f"{lost:,} of {result.calls:,}", criteria[1], lost == 0),
+        judged(whats[1], _of(result), criteria[1], result.lost == 0),
     )
     return Section("mariadb", title, figures)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from service import PoolService
+from service import PoolService, pids
 
 from fastagi_pool.pool import ExitCode
 from fastagi_pool.testing import AgiStatus, Caller, play_call
@@ -233,6 +235,8 @@ def test_restart_after_a_kill(pools: Pools) -> None:
     pool = pools.make()
     pool.configure(listen=[f"unix:{pool.folder}/agi.sock"], workers=1)
     pool.start()
+    for pid in pids(pool.processes()) - {pool.pid}:
+        os.kill(pid, signal.SIGSTOP)  # Or they would tidy up when they see that the master is gone.
     pool.kill()
     pool.await_that_all_ended()
     assert Path(pool.folder / "agi.sock").is_socket()

@@ -8,7 +8,6 @@ import signal
 import time
 from contextlib import ExitStack
 
-import pytest
 from service import PoolService, Process, pids
 
 from fastagi_pool.pool import ExitCode
@@ -191,7 +190,6 @@ def test_master_is_killed_under_load(pools: Pools) -> None:
     assert stream.silent == []
 
 
-@pytest.mark.slow
 def test_master_is_killed_and_a_call_goes_on(pools: Pools) -> None:
     """Workers without a master hold to graceful_timeout, as they would with one."""
     pool = pools.start({"graceful_timeout": "500ms"})

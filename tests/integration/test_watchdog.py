@@ -47,6 +47,7 @@ def test_stopped_worker(pools: Pools) -> None:
     pool.await_serving(2)
 
 
+@pytest.mark.slow
 def test_busy_worker_is_left_alone(pools: Pools) -> None:
     """A worker that waits in a way that lets others run is not stuck, however long it waits."""
     pool = pools.start({"watchdog": "1s", "workers": 1, "limits": {"script_timeout": "2500ms"}})
