@@ -11,12 +11,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection
-
-from fastagi_pool.database import Database, Lease
 from fastagi_pool.errors import OperatorError
+
+if TYPE_CHECKING:
+    from sqlalchemy import Connection
+
+    from fastagi_pool.database import Database, Lease
 
 
 class Context:

@@ -15,11 +15,10 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from fastagi_pool.call import Call
 from fastagi_pool.context import Context
-from fastagi_pool.database import Database
 from fastagi_pool.errors import (
     AGIDeadChannel,
     CallHangup,
@@ -34,6 +33,9 @@ from fastagi_pool.logs import AccessLog, CallRecord, value
 from fastagi_pool.protocol import Request, max_command_bytes
 from fastagi_pool.routes import Match, RouteTable, script_fault
 from fastagi_pool.session import Session, SessionLimits
+
+if TYPE_CHECKING:
+    from fastagi_pool.database import Database
 
 Handler: TypeAlias = Callable[[Call, Context], object]
 

@@ -27,6 +27,7 @@ from fastagi_pool.listeners import Address
 from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder
 from fastagi_pool.messages import Begin, Channel, Loaded, Refused
 from fastagi_pool.rehearsal import rehearse
+from fastagi_pool.scoreboard import Scoreboard
 from fastagi_pool.values import ListenAddress
 from fastagi_pool.worker import WORKER_SIGNALS, Birth, Surroundings, live
 from fastagi_pool.zygote import Zygote
@@ -55,15 +56,21 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
     configure(surroundings.log, application.config.log.level, f"loader pid={os.getpid()}")
     channel.send(describe(application))
 
-    def be_worker(slot: int, begin: Begin, descriptors: tuple[int, ...]) -> int:
-        scoreboard, *listeners = descriptors
-        return live(application, surroundings, Birth(slot, begin.generation, scoreboard, tuple(listeners)))
+    def prepare(begin: Begin, descriptors: list[int]) -> Callable[[int], int]:
+        # Mapped here once: every worker inherits it.
+        scoreboard = Scoreboard.share(descriptors[0])
+        listeners = tuple(descriptors[1:])
+
+        def be_worker(slot: int) -> int:
+            return live(application, surroundings, Birth(slot, begin.generation, scoreboard, listeners))
+
+        return be_worker
 
     guard_timeouts()
     rehearse()
     reopen = partial(_reopen, surroundings)
     poll = get_original("select", "poll")
-    return Zygote(channel, be_worker, WORKER_SIGNALS, reopen, setproctitle, poll).run()
+    return Zygote(channel, prepare, WORKER_SIGNALS, reopen, setproctitle, poll).run()
 
 
 def describe(application: Application) -> Loaded:

@@ -110,14 +110,12 @@ class LineFormatter(logging.Formatter):
             identity: As ``worker=3 gen=1 pid=42``.
         """
         super().__init__()
-        self._identity = identity
+        self.identity = identity
         self._clock = Clock()
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
-        text = (
-            f"{self._clock.stamp(record.created)} {record.levelname} {self._identity} {record.getMessage()}"
-        )
+        text = f"{self._clock.stamp(record.created)} {record.levelname} {self.identity} {record.getMessage()}"
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return text
@@ -157,6 +155,22 @@ def configure(file: LogFile, level: str, identity: str) -> logging.Logger:
         logger.handlers[:] = [handler]
         logger.setLevel(_LEVELS[level])
     logger.propagate = False
+    return logger
+
+
+def rename(identity: str) -> logging.Logger:
+    """Go on logging as before, but as somebody else: in a worker, which has its loader's set-up.
+
+    Args:
+        identity: Who is speaking now, as ``worker=3 gen=1 pid=42``.
+
+    Returns:
+        The package's logger.
+    """
+    logger = logging.getLogger(LOGGER_NAME)
+    for handler in logger.handlers:
+        if isinstance(handler.formatter, LineFormatter):
+            handler.formatter.identity = identity
     return logger
 
 

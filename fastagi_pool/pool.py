@@ -67,7 +67,7 @@ class PoolLimits:
     Attributes:
         workers: How many serve.
         max_calls: A worker is replaced after about this many calls.
-        max_calls_jitter: About: plus or minus this part, so that workers do not retire together.
+        max_calls_jitter: About: up to this part more, so that workers do not retire together.
         max_lifetime_s: A worker is replaced after this time.
         max_memory_bytes: A worker is replaced when its resident memory is above.
         max_unavailable: Workers being replaced at once.
@@ -528,7 +528,7 @@ class Pool:
 
     def _spawn(self, now_s: float, replaces: int = -1) -> Spawn:
         slot = next(number for number in range(SLOTS) if number not in self.handles)
-        spread = self.limits.max_calls_jitter * (2 * self._random() - 1)
+        spread = self.limits.max_calls_jitter * self._random()
         call_limit = max(1, round(self.limits.max_calls * (1 + spread))) if self.limits.max_calls else 0
         self.handles[slot] = WorkerHandle(
             slot, self.generation, Phase.SPAWNING, now_s, now_s, call_limit=call_limit, replaces=replaces

@@ -36,11 +36,10 @@ from setproctitle import setproctitle
 from fastagi_pool.application import Application
 from fastagi_pool.attendants import Attendants
 from fastagi_pool.context import Context
-from fastagi_pool.database import Database
 from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.errors import DatabaseUnavailable
 from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers
-from fastagi_pool.logs import AccessLog, LogFile, configure
+from fastagi_pool.logs import AccessLog, LogFile, rename
 from fastagi_pool.messages import DUMP_SIGNAL
 from fastagi_pool.protocol import HeaderLimits
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
@@ -57,8 +56,8 @@ ACCEPT_BATCH: Final = 16
 ACTIVE_SLACK: Final = 2
 TURNS_SLACK: Final = 16
 #: One step back lasts this long; after so many in a row the worker takes the call itself.
-STEP_BACK_S: Final = 0.001
-STEPS_BACK: Final = 4
+STEP_BACK_S: Final = 0.0005
+STEPS_BACK: Final = 2
 #: How often limits of sessions are looked at: how late a time-out may come.
 SWEEP_S: Final = 0.1
 #: How often a worker gives a sign of life, unless the watchdog wants it more often.
@@ -78,13 +77,13 @@ class Birth:
     Attributes:
         slot: Its place in the scoreboard, which is also its number.
         generation: Which load of configuration and code it belongs to.
-        scoreboard: Descriptor of the scoreboard.
+        scoreboard: The scoreboard, mapped for writing.
         listeners: Descriptors of the listening sockets.
     """
 
     slot: int
     generation: int
-    scoreboard: int
+    scoreboard: Scoreboard
     listeners: tuple[int, ...]
 
 
@@ -121,11 +120,11 @@ class Worker:
         self._application = application
         self._surroundings = surroundings
         self._birth = birth
-        self._board = Scoreboard.share(birth.scoreboard)
+        self._board = birth.scoreboard
         self._slot = SlotWriter(self._board, birth.slot)
         self._slot.begin(self._pid, birth.generation, monotonic())
         self._identity = f"worker={birth.slot} gen={birth.generation} pid={self._pid}"
-        self._log = configure(surroundings.log, self._config.log.level, self._identity)
+        self._log = rename(self._identity)
         # A handler module that used gevent while it was imported left a hub of the zygote's.
         gevent.reinit()
         self._hub: Any = gevent.get_hub()
@@ -141,7 +140,7 @@ class Worker:
         self._steps_back = 0
         self._draining = False
         self._over = gevent.event.Event()
-        self._databases = {settings.name: Database(settings) for settings in application.databases}
+        self._databases = application.make_databases()
         self._state: dict[str, Any] = {}
         file = surroundings.access
         self._access = AccessLog(file, self._identity, self._hub.loop.run_callback) if file else None

@@ -39,9 +39,9 @@ MASTER_SIGNALS: Final = (
 
 
 _TICK_S: Final = 1.0
-#: The life of a worker: its slot, what the master said of this generation, and the descriptors that came
-#: with it; returns the exit code.
-WorkerMain = Callable[[int, Begin, tuple[int, ...]], int]
+#: Makes ready for workers: given what the master said of this generation and the descriptors that came
+#: with it, returns the life of a worker, which takes its slot and returns its exit code.
+Prepare = Callable[[Begin, list[int]], Callable[[int], int]]
 
 
 class Zygote:
@@ -50,7 +50,7 @@ class Zygote:
     def __init__(
         self,
         channel: Channel,
-        worker: WorkerMain,
+        prepare: Prepare,
         worker_signals: Collection[int],
         reopen_logs: Callable[[], None],
         set_title: Callable[[str], None],
@@ -60,7 +60,7 @@ class Zygote:
 
         Args:
             channel: To the master.
-            worker: The life of a worker, run in the child.
+            prepare: Makes ready for workers; the life that it returns is run in the child.
             worker_signals: What a worker listens to: blocked from before the fork until it lifts the
                 block, so that no signal is lost before it listens.
             reopen_logs: Called when the logs were rotated, so that new workers write to the new.
@@ -69,13 +69,12 @@ class Zygote:
                 SIGCHLD for itself.
         """
         self._channel = channel
-        self._worker = worker
+        self._prepare = prepare
+        self._worker: Callable[[int], int] | None = None
         self._worker_signals = worker_signals
         self._reopen_logs = reopen_logs
         self._set_title = set_title
         self._poll = poll
-        self._begin: Begin | None = None
-        self._descriptors: tuple[int, ...] = ()
 
     def run(self) -> int:
         """Serve until the master closes the channel; return the exit code."""
@@ -105,9 +104,8 @@ class Zygote:
 
     def _obey(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, Begin):
-            self._begin = message
-            # Kept bare: a socket object of gevent's would start a hub.
-            self._descriptors = tuple(descriptors)
+            # Sockets stay bare descriptors: a socket object of gevent's would start a hub.
+            self._worker = self._prepare(message, descriptors)
             self._set_title(f"fastagi-pool: loader (gen {message.generation})")
         elif isinstance(message, Fork):
             self._fork(message.slot)
@@ -133,8 +131,8 @@ class Zygote:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._channel.close()
-            if self._begin is not None:
-                code = self._worker(slot, self._begin, self._descriptors)
+            if self._worker is not None:
+                code = self._worker(slot)
         except BaseException:
             logging.getLogger(LOGGER_NAME).exception("worker=%d could not live", slot)
         finally:

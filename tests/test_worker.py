@@ -12,7 +12,7 @@ from children import in_child
 
 from fastagi_pool.application import assemble
 from fastagi_pool.config import load_text
-from fastagi_pool.logs import LogFile
+from fastagi_pool.logs import LogFile, configure
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
 from fastagi_pool.worker import (
     ACTIVE_SLACK,
@@ -59,7 +59,7 @@ def steps_back(others: Others, folder: Path, calls: int, ended: bool) -> bool:
         bell, ringer = os.pipe()
         application = assemble(load_text(_YAML, "pool.yaml", folder, {}))
         surroundings = Surroundings(LogFile(str(folder / "log")), None, ringer, bell)
-        worker = Worker(Birth(len(others.slots), 1, others.board.descriptor, ()), application, surroundings)
+        worker = Worker(Birth(len(others.slots), 1, others.board, ()), application, surroundings)
         mine = SlotWriter(others.board, len(others.slots))
         mine.set_state(WorkerState.READY)
         take_calls(mine, calls, ended)
@@ -147,7 +147,8 @@ def test_worker_without_a_master_ends(tmp_path: Path) -> None:
         _, ringer = os.pipe()
         application = assemble(load_text(_YAML, "pool.yaml", tmp_path, {}))
         surroundings = Surroundings(LogFile(str(tmp_path / "log")), None, ringer, lifeline)
-        worker = Worker(Birth(0, 1, others.board.descriptor, ()), application, surroundings)
+        configure(surroundings.log, "info", "loader")
+        worker = Worker(Birth(0, 1, others.board, ()), application, surroundings)
         os.close(master)
         return worker.run()
 

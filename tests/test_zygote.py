@@ -26,7 +26,7 @@ class RunningZygote:
         channel: The master's end of the conversation.
     """
 
-    def __init__(self, worker: Callable[[int, Begin, tuple[int, ...]], int]) -> None:
+    def __init__(self, worker: Callable[[int], int]) -> None:
         self._reading, self._writing = os.pipe()
         self.channel, theirs = Channel.pair()
         self.pid = os.fork()
@@ -72,28 +72,29 @@ class RunningZygote:
         os.close(self._writing)
         return os.waitstatus_to_exitcode(status)
 
-    def _told(
-        self, worker: Callable[[int, Begin, tuple[int, ...]], int]
-    ) -> Callable[[int, Begin, tuple[int, ...]], int]:
-        def live(slot: int, begin: Begin, listeners: tuple[int, ...]) -> int:
-            blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
-            names = [socket.socket(fileno=listener).getsockname()[1] for listener in listeners]
-            self.say(f"slot={slot} gen={begin.generation} ports={names} blocked={blocked}")
-            return worker(slot, begin, listeners)
+    def _told(self, worker: Callable[[int], int]) -> Callable[[Begin, list[int]], Callable[[int], int]]:
+        def prepare(begin: Begin, listeners: list[int]) -> Callable[[int], int]:
+            def live(slot: int) -> int:
+                blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+                names = [socket.socket(fileno=listener).getsockname()[1] for listener in listeners]
+                self.say(f"slot={slot} gen={begin.generation} ports={names} blocked={blocked}")
+                return worker(slot)
 
-        return live
+            return live
+
+        return prepare
 
     def _reopen(self) -> None:
         self.say("reopened")
 
 
-def _end_with_slot(slot: int, begin: Begin, listeners: tuple[int, ...]) -> int:
+def _end_with_slot(slot: int) -> int:
     if slot == 66:
         raise ValueError("a worker with a bug")
     return slot
 
 
-def _wait_for_term(slot: int, begin: Begin, listeners: tuple[int, ...]) -> int:
+def _wait_for_term(slot: int) -> int:
     return int(signal.sigwait({signal.SIGTERM}))
 
 
