@@ -425,8 +425,8 @@ class Config(_Section):
         default=0.1,
         ge=0,
         le=1,
-        description="Part of `max_calls` by which each worker's count is higher at random, 0.0 to 1.0, so that "
-        "workers do not retire together.",
+        description="Part of `max_calls` by which each worker's count is higher at random, 0.0 to 1.0, so "
+        "that workers do not retire together.",
     )
     max_lifetime: Duration = Field(
         default=0.0,

@@ -559,14 +559,12 @@ class Master:
     def _on_exit(self, pid: int, status: int) -> None:
         if self._pool is None:
             return
-        self._observe()
         slot = next((handle.slot for handle in self._pool.handles.values() if handle.pid == pid), None)
-        if (
-            self._pool.exited(pid, _describe(status), status == 0, monotonic())
-            and self._board
-            and slot is not None
-        ):
+        if self._board is not None and slot is not None:
+            # Its last words: whether it drained by itself, and what it had served.
+            self._pool.observe([self._board.facts(slot)], monotonic())
             self._board.clear(slot)
+        self._pool.exited(pid, _describe(status), status == 0, monotonic())
 
     # --- beginning and end for others to see
 

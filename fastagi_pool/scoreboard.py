@@ -288,8 +288,9 @@ class Scoreboard:
 
     def occupied(self) -> list[SlotFacts]:
         """Read all slots that have a worker."""
-        slots = (self.facts(slot) for slot in range(self.words[_Header.USED]))
-        return [facts for facts in slots if facts.pid]
+        words = self.words
+        bases = range(_HEADER_WORDS, _HEADER_WORDS + words[_Header.USED] * _SLOT_WORDS, _SLOT_WORDS)
+        return [self.facts(slot) for slot, base in enumerate(bases) if words[base + _Field.PID]]
 
     def least_busy(self) -> tuple[int, int]:
         """Return the fewest calls in progress and the fewest turns among the workers that accept.
