@@ -132,7 +132,11 @@ def test_databases_and_descriptors(workshop: Workshop) -> None:
         calls_per_worker: 100
         databases:
           main:
-            {url: 'mysql+pymysql://u@h/d', password: secret, pool_size: 3, required_at_boot: no, read_timeout: 9s}
+            url: mysql+pymysql://u@h/d
+            password: secret
+            pool_size: 3
+            required_at_boot: no
+            read_timeout: 9s
           other: {url: ['sqlite:////tmp/a.db'], pool_size: 2}
         routes: [{default: true, handler: "greetings:serve"}]
         """
