@@ -8,7 +8,6 @@ Laws:
 
 from __future__ import annotations
 
-import logging
 import os
 import resource
 from collections.abc import Callable
@@ -24,7 +23,7 @@ from fastagi_pool.attendants import guard_timeouts
 from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.errors import BootError, OperatorError
 from fastagi_pool.listeners import Address
-from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder
+from fastagi_pool.logs import LogFile, configure, ensure_folder, reopen_all
 from fastagi_pool.messages import Begin, Channel, Loaded, Refused
 from fastagi_pool.rehearsal import rehearse
 from fastagi_pool.scoreboard import Scoreboard
@@ -68,7 +67,7 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
 
     guard_timeouts()
     rehearse()
-    reopen = partial(_reopen, surroundings)
+    reopen = partial(reopen_all, (surroundings.log, surroundings.access))
     poll = get_original("select", "poll")
     return Zygote(channel, prepare, WORKER_SIGNALS, reopen, setproctitle, poll).run()
 
@@ -135,12 +134,3 @@ def _surroundings(config: Config, bell_fd: int, lifeline_fd: int) -> Surrounding
     except OSError as error:
         raise BootError(f"cannot write the log {error.filename}: {error.strerror}") from error
     return Surroundings(log, access, bell_fd, lifeline_fd)
-
-
-def _reopen(surroundings: Surroundings) -> None:
-    for file in (surroundings.log, surroundings.access):
-        if file is not None:
-            try:
-                file.reopen()
-            except OSError as error:
-                logging.getLogger(LOGGER_NAME).error("cannot reopen %s: %s", file.target, error)

@@ -14,7 +14,7 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -74,6 +74,19 @@ class LogFile:
         fresh = _open(self.target)
         os.dup2(fresh, self._fd, inheritable=False)
         os.close(fresh)
+
+
+def reopen_all(files: Iterable[LogFile | None]) -> None:
+    """Follow the paths of these files again after they were rotated; what cannot be opened stays as it is.
+
+    Args:
+        files: None among them, and a file that stands in them twice, are fine.
+    """
+    for file in {id(each): each for each in files if each is not None}.values():
+        try:
+            file.reopen()
+        except OSError as error:
+            logging.getLogger(LOGGER_NAME).error("cannot reopen %s: %s", file.target, error)
 
 
 def _open(target: str) -> int:

@@ -31,7 +31,7 @@ from typing import Final
 
 from fastagi_pool.errors import BootError
 from fastagi_pool.listeners import Address, bind, describe, discard, refuse_newcomers
-from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder
+from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder, reopen_all
 from fastagi_pool.messages import (
     DUMP_SIGNAL,
     Begin,
@@ -99,6 +99,13 @@ class Loader:
     since_s: float
     loaded: Loaded | None = None
     addresses: tuple[str, ...] = ()
+
+    def let_go(self, now_s: float) -> None:
+        """Close the channel, if it is not closed yet: the loader ends when it notices."""
+        if self.channel is not None:
+            self.channel.close()
+            self.channel = None
+            self.since_s = now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,10 +383,7 @@ class Master:
 
     def _dismiss(self, loaders: Iterable[Loader]) -> None:
         for loader in list(loaders):
-            if loader.channel is not None:
-                loader.channel.close()
-                loader.channel = None
-                loader.since_s = monotonic()
+            loader.let_go(monotonic())
             loader.addresses = ()
 
     def _kill_loader(self, generation: int) -> None:
@@ -402,9 +406,7 @@ class Master:
     def _hang_up(self, loader: Loader) -> None:
         """The loader closed its end: it is gone or about to be; what follows comes with its exit."""
         if loader.channel is not None:
-            loader.channel.close()
-            loader.channel = None
-            loader.since_s = monotonic()
+            loader.let_go(monotonic())
             if loader.loaded is None:
                 self._on_refused(loader, "the loader died while it loaded", ExitCode.CONFIG)
             elif self._pool is not None:
@@ -507,11 +509,7 @@ class Master:
             self._reload_wanted = True
 
     def _reopen_logs(self) -> None:
-        if self._log_file is not None:
-            try:
-                self._log_file.reopen()
-            except OSError as error:
-                self._log.error("cannot reopen %s: %s", self._log_file.target, error)
+        reopen_all((self._log_file,))
         for loader in self._loaders:
             if loader.channel is not None:
                 loader.channel.send(ReopenLogs())

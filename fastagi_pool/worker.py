@@ -39,7 +39,7 @@ from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.errors import DatabaseUnavailable
 from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers
-from fastagi_pool.logs import AccessLog, LogFile, rename
+from fastagi_pool.logs import AccessLog, LogFile, rename, reopen_all
 from fastagi_pool.messages import DUMP_SIGNAL
 from fastagi_pool.protocol import HeaderLimits
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
@@ -295,12 +295,7 @@ class Worker:
             session.stop(now_s)
 
     def _reopen_logs(self) -> None:
-        for file in (self._surroundings.log, self._surroundings.access):
-            if file is not None:
-                try:
-                    file.reopen()
-                except OSError as error:
-                    self._log.error("cannot reopen %s: %s", file.target, error)
+        reopen_all((self._surroundings.log, self._surroundings.access))
 
     def _ring(self) -> None:
         try:
