@@ -87,10 +87,11 @@ class Loader:
     Attributes:
         generation: The number of its load.
         pid: Its process.
-        channel: To it; None once it is dismissed or gone.
+        channel: To it; None once it is gone.
         loaded: What it said when it was ready; None before.
         since_s: When it was started; once it is dismissed, when that was.
         addresses: What its workers accept from, as configured.
+        dismissed: Whether it was told to end; it may still have something to say.
     """
 
     generation: int
@@ -99,13 +100,26 @@ class Loader:
     since_s: float
     loaded: Loaded | None = None
     addresses: tuple[str, ...] = ()
+    dismissed: bool = False
 
-    def let_go(self, now_s: float) -> None:
-        """Close the channel, if it is not closed yet: the loader ends when it notices."""
+    @property
+    def in_service(self) -> bool:
+        """Whether it can be told something."""
+        return self.channel is not None and not self.dismissed
+
+    def dismiss(self, now_s: float) -> None:
+        """Say no more to it, so that it ends; how its last workers ended can still be heard."""
+        self.addresses = ()
+        if self.channel is not None and not self.dismissed:
+            self.channel.say_no_more()
+            self.dismissed = True
+            self.since_s = now_s
+
+    def hang_up(self) -> None:
+        """Close the channel: it is gone."""
         if self.channel is not None:
             self.channel.close()
             self.channel = None
-            self.since_s = now_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +286,7 @@ class Master:
 
     @property
     def _loading(self) -> bool:
-        return any(loader.channel is not None and loader.loaded is None for loader in self._loaders)
+        return any(loader.in_service and loader.loaded is None for loader in self._loaders)
 
     def _loader(self, generation: int) -> Loader | None:
         return next((each for each in self._loaders if each.generation == generation), None)
@@ -323,6 +337,8 @@ class Master:
 
     def _obey(self, loader: Loader, message: Message) -> None:
         now_s = monotonic()
+        if isinstance(message, Loaded | Refused) and loader.dismissed:
+            return
         if isinstance(message, Loaded):
             self._on_loaded(loader, message)
         elif isinstance(message, Refused):
@@ -383,8 +399,7 @@ class Master:
 
     def _dismiss(self, loaders: Iterable[Loader]) -> None:
         for loader in list(loaders):
-            loader.let_go(monotonic())
-            loader.addresses = ()
+            loader.dismiss(monotonic())
 
     def _kill_loader(self, generation: int) -> None:
         loader = self._loader(generation)
@@ -396,17 +411,19 @@ class Master:
         """Kill loaders that hang: in a handler's module, or after they were dismissed."""
         for loader in self._loaders:
             waited_s = now_s - loader.since_s
-            if loader.channel is None and waited_s > DISMISSED_S:
+            if not loader.in_service and waited_s > DISMISSED_S:
                 _kill(loader.pid, signal.SIGKILL)
-            elif loader.channel is not None and loader.loaded is None and waited_s > LOAD_TIMEOUT_S:
+            elif loader.in_service and loader.loaded is None and waited_s > LOAD_TIMEOUT_S:
                 _kill(loader.pid, signal.SIGKILL)
                 report = f"configuration and handlers were not loaded in {LOAD_TIMEOUT_S:g} s"
                 self._on_refused(loader, report, ExitCode.CONFIG)
 
     def _hang_up(self, loader: Loader) -> None:
         """The loader closed its end: it is gone or about to be; what follows comes with its exit."""
-        if loader.channel is not None:
-            loader.let_go(monotonic())
+        was_in_service = loader.in_service
+        loader.hang_up()
+        if was_in_service:
+            loader.since_s = monotonic()
             if loader.loaded is None:
                 self._on_refused(loader, "the loader died while it loaded", ExitCode.CONFIG)
             elif self._pool is not None:

@@ -176,6 +176,10 @@ class Channel:
         fields = json.loads(data)
         return _KINDS[fields.pop("kind")](**fields), descriptors.tolist()
 
+    def say_no_more(self) -> None:
+        """End our side of the conversation: the other end sees that, and can still be heard."""
+        self._socket.shutdown(socket.SHUT_WR)
+
     def close(self) -> None:
         """Let go of this end."""
         self._socket.close()

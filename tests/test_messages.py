@@ -180,3 +180,15 @@ def test_a_channel_can_be_polled(pair: tuple[Channel, Channel]) -> None:
     one, other = pair
     assert one.fileno() >= 0
     assert one.fileno() != other.fileno()
+
+
+def test_who_says_no_more_still_hears() -> None:
+    """A loader that is dismissed sees the end of what it is told, and can still say how its last worker ended."""
+    master, loader = Channel.pair()
+    master.say_no_more()
+    assert loader.receive() is None
+    assert loader.send(Ended(42, 0))
+    assert master.receive() == (Ended(42, 0), [])
+    assert not master.send(Fork(1))
+    master.close()
+    loader.close()
