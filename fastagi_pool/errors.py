@@ -15,6 +15,7 @@ Whose fault decides the branch, so that a reader of the log knows whom to ask::
         |-- AGIInvalidCommand        510: Asterisk does not know the command
         |-- AGIDeadChannel           511: not permitted on a channel that hung up
         |-- AGIUsageError            520: wrong syntax; carries Asterisk's usage text
+        |-- AGICallFinished          the handler has given the call back before
         |-- AGIAppError              EXEC of an application that Asterisk has not loaded
         `-- AGICommandFailed         result=-1 without a hangup
 
@@ -142,6 +143,10 @@ class AGIUsageError(AGIError):
     def __init__(self, message: str, command: str = "", usage: str = "") -> None:
         self.usage = usage
         super().__init__(message, command)
+
+
+class AGICallFinished(AGIError):
+    """The handler gave the call back with ``finish()``; there is no one to command any more."""
 
 
 class AGIAppError(AGIError):

@@ -21,11 +21,11 @@ dialogues recorded from Asterisk 16 and 22 (tests/corpus).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from functools import cached_property, lru_cache
-from typing import Final, Literal, TypeAlias
+from typing import Final, Literal, NamedTuple, TypeAlias
 from urllib.parse import parse_qsl
 
 from fastagi_pool.errors import AGICommandRefused, LocalProtocolError, RemoteProtocolError
@@ -43,8 +43,20 @@ MAX_REPLY_BYTES: Final = 65536
 _HANGUP_LINE: Final = b"HANGUP"
 #: No sample position has more than 18 digits; what has is no number that we want to make.
 _REPLY = re.compile(r"result=(\S*)(?: \((.*)\))?(?: endpos=(-?\d{1,18})(?!\d))?(.*)", re.DOTALL)
+_PLAIN_REPLY = re.compile(rb"200 result=(-?\d*)(?: endpos=(-?\d{1,18}))?")
+#: The one reply with quoted texts behind its value, which may hold parentheses.
+_SPEECH_COMMAND: Final = b"SPEECH RECOGNIZE"
+_SPEECH_REPLY = re.compile(r"result=(\S*)(?: \((\w*)\))?(?: endpos=(-?\d{1,18})(?!\d))?(.*)", re.DOTALL)
+#: How by far the most replies with a value begin.
+_VALUE_START: Final = b"200 result=1 ("
 _VALUE_END = re.compile(rb"\)(?: \w+=\S*)*\n\Z")
 _PLAIN_WORD = re.compile(r'[^\s"\\]+')
+_HARMFUL = re.compile(r"[\r\n\0]")
+#: What surrogateescape cannot turn back into a byte.
+_HALF_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+_HARMLESS_ARGUMENT = re.compile(r"[^,\"\\()\[\]]*")
+_CLOSING: Final[Mapping[str, str]] = {")": "(", "]": "["}
+_ARGUMENT_SPECIAL = re.compile(r"[,\"\\()\[\]]")
 _QUERY_START = re.compile(r"[?#]")
 
 
@@ -65,6 +77,14 @@ class State(Enum):
     WAITING = "a command is outstanding"
     CLOSED = "the peer has closed"
     ERROR = "the peer broke the protocol"
+
+
+#: Looking an enum's member up costs ten times as much as a constant, and each command asks six times.
+_HEADER: Final = State.HEADER
+_IDLE: Final = State.IDLE
+_WAITING: Final = State.WAITING
+_CLOSED: Final = State.CLOSED
+_ERROR: Final = State.ERROR
 
 
 @dataclass(frozen=True)
@@ -131,9 +151,8 @@ class Request:
         return self.environment.get("agi_uniqueid", "")
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """Asterisk's answer to one command.
+class Reply(NamedTuple):
+    """Asterisk's answer to one command. (A tuple, because it is made for each command: 0.4, not 1 us.)
 
     Attributes:
         code: 200, 510 (unknown command), 511 (channel is dead) or 520 (usage).
@@ -163,10 +182,10 @@ class ConnectionClosed:
 Event: TypeAlias = Request | Reply | Hangup | ConnectionClosed
 
 _HANGUP: Final = Hangup()
-_CLOSED: Final = ConnectionClosed()
+_CLOSED_EVENT: Final = ConnectionClosed()
 #: The commonest replies by far, parsed once.
 _KNOWN_REPLIES: Final[Mapping[bytes, Reply]] = {
-    b"200 result=%d" % number: Reply(200, str(number)) for number in (-1, 0, 1)
+    b"200 result=%d\n" % number: Reply(200, str(number)) for number in (-1, 0, 1)
 }
 
 
@@ -197,6 +216,52 @@ def quote(word: str) -> str:
     if _PLAIN_WORD.fullmatch(word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+def join_arguments(arguments: Sequence[str]) -> str:
+    """Write an application's arguments as one text, so that Asterisk takes it apart into the same.
+
+    A single argument is the whole text already and stays as it is: many applications, ``Set`` and
+    ``NoOp`` among them, never take theirs apart.
+
+    Source: ast_app_separate_args() in main/app.c: commas part arguments, unless they stand in quotes,
+    parentheses or brackets or behind a backslash; quotes and backslashes vanish.
+    """
+    if len(arguments) == 1:
+        return arguments[0]
+    return ",".join(map(_escape_argument, arguments))
+
+
+def _escape_argument(argument: str) -> str:
+    plain = '"' not in argument and "\\" not in argument
+    return argument if plain and stays_whole(argument) else _ARGUMENT_SPECIAL.sub(r"\\\g<0>", argument)
+
+
+def stays_whole(argument: str) -> bool:
+    """Whether Asterisk, taking arguments apart, finds no end in this one, and its end where it ends."""
+    if _HARMLESS_ARGUMENT.fullmatch(argument):
+        return True
+    opened = {"(": 0, "[": 0}
+    quoted = escaped = False
+    for char in argument:
+        if escaped:
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        elif char == '"':
+            quoted = not quoted
+        elif char in opened:
+            opened[char] += 1
+        elif char in _CLOSING:
+            opened[_CLOSING[char]] = max(0, opened[_CLOSING[char]] - 1)
+        elif char == "," and not (quoted or any(opened.values())):
+            return False
+    return not (quoted or escaped or any(opened.values()))
+
+
+def clean(word: str) -> str:
+    """Take out of a word what would harm Asterisk: line ends and NUL become spaces, half surrogates ``?``."""
+    return word if word.isprintable() else _HALF_SURROGATE.sub("?", _HARMFUL.sub(" ", word))
 
 
 def encode_command(name: str, words: tuple[str, ...], max_bytes: int = MAX_COMMAND_BYTES) -> bytes:
@@ -257,10 +322,20 @@ class AgiConnection:
             line end right behind a ``)``.
     """
 
-    __slots__ = ("_buffer", "_eof", "_limits", "_scanned", "_usage", "_value_seen", "state", "stray_lines")
+    __slots__ = (
+        "_buffer",
+        "_eof",
+        "_limits",
+        "_scanned",
+        "_speech",
+        "_usage",
+        "_value_seen",
+        "state",
+        "stray_lines",
+    )
 
     def __init__(self, limits: HeaderLimits = _DEFAULT_LIMITS) -> None:
-        self.state = State.HEADER
+        self.state = _HEADER
         self.stray_lines = 0
         self._limits = limits
         self._buffer = b""
@@ -268,6 +343,7 @@ class AgiConnection:
         self._eof = False
         self._usage: bytearray | None = None
         self._value_seen = False
+        self._speech = False
 
     def receive_data(self, data: bytes) -> None:
         """Take bytes from the peer; ``b""`` says that it will send no more.
@@ -293,11 +369,12 @@ class AgiConnection:
         Raises:
             LocalProtocolError: It is not our turn, or this is not exactly one line.
         """
-        if self.state is not State.IDLE:
+        if self.state is not _IDLE:
             raise LocalProtocolError(f"no command can be sent now: {self.state.value}")
         if not line or line.find(b"\n") != len(line) - 1:
             raise LocalProtocolError("a command is exactly one line")
-        self.state = State.WAITING
+        self.state = _WAITING
+        self._speech = line[: len(_SPEECH_COMMAND)].upper() == _SPEECH_COMMAND
         return line
 
     def next_event(self) -> Event | Literal[NeedData.NEED_DATA]:
@@ -307,23 +384,39 @@ class AgiConnection:
             RemoteProtocolError: The peer does not speak AGI; the state is ERROR from now on.
         """
         state = self.state
-        if state is State.HEADER:
+        if state is _HEADER:
             return self._next_in_header()
-        if state is State.ERROR:
+        if state is _WAITING and self._usage is None:
+            common = self._common_reply()
+            if common is not None:
+                return common
+        if state is _ERROR:
             raise RemoteProtocolError("the connection has failed before")
         while (line := self._take_line()) is not None:
             event = self._on_line(line)
             if event is not None:
                 return event
         if self._eof:
-            self.state = State.CLOSED
-            return _CLOSED
+            self.state = _CLOSED
+            return _CLOSED_EVENT
         if len(self._buffer) > MAX_REPLY_BYTES:
             raise self._failed(f"a reply of more than {MAX_REPLY_BYTES} bytes")
         return NEED_DATA
 
+    def _common_reply(self) -> Reply | None:
+        """Take a reply of the commonest kinds if it is all that the buffer holds: ten times as quick."""
+        buffer = self._buffer
+        reply = _KNOWN_REPLIES.get(buffer)
+        if reply is None:
+            if buffer[-2:] != b")\n" or buffer[: len(_VALUE_START)] != _VALUE_START or self._speech:
+                return None
+            reply = Reply(200, "1", _text(buffer[len(_VALUE_START) : -2]))
+        self._buffer = b""
+        self._scanned = 0
+        return self._answered(reply)
+
     def _failed(self, reason: str) -> RemoteProtocolError:
-        self.state = State.ERROR
+        self.state = _ERROR
         self._buffer = b""
         return RemoteProtocolError(reason)
 
@@ -345,7 +438,7 @@ class AgiConnection:
         if self._buffer and not _is_hangup(self._buffer):
             raise self._failed("bytes behind the environment: an agi_ value holds line ends")
         request = self._parse_environment(buffer[:end])
-        self.state = State.IDLE
+        self.state = _IDLE
         return request
 
     def _header_unfinished(self) -> Event | Literal[NeedData.NEED_DATA]:
@@ -355,8 +448,8 @@ class AgiConnection:
             return NEED_DATA
         if self._buffer:
             raise self._failed("the peer closed inside the environment")
-        self.state = State.CLOSED
-        return _CLOSED
+        self.state = _CLOSED
+        return _CLOSED_EVENT
 
     def _parse_environment(self, data: bytes) -> Request:
         longest = self._limits.line_bytes
@@ -418,10 +511,7 @@ class AgiConnection:
             return _HANGUP
         if self._usage is not None:
             return self._on_usage_line(line, self._usage)
-        if self.state is State.WAITING:
-            known = _KNOWN_REPLIES.get(line)
-            if known is not None:
-                return self._answered(known)
+        if self.state is _WAITING:
             return self._on_reply_line(line)
         self._on_stray_line(line)
         return None
@@ -433,7 +523,7 @@ class AgiConnection:
         self.stray_lines += 1
 
     def _answered(self, reply: Reply) -> Reply:
-        self.state = State.IDLE
+        self.state = _IDLE
         self._value_seen = reply.value is not None
         return reply
 
@@ -461,12 +551,19 @@ class AgiConnection:
         return None
 
     def _on_success(self, line: bytes) -> Reply | None:
-        if b" (" in line:
+        plain = _PLAIN_REPLY.fullmatch(line)
+        if plain is not None:
+            result, endpos = plain.groups()
+            return self._answered(Reply(200, result.decode("ascii"), None, int(endpos) if endpos else None))
+        form = _REPLY
+        if self._speech:
+            form = _SPEECH_REPLY
+        elif b" (" in line:
             whole = self._whole_value(line)
             if whole is None:
                 return None
             line = whole
-        found = _REPLY.fullmatch(_text(line[4:]))
+        found = form.fullmatch(_text(line[4:]))
         if found is None:
             raise self._failed(f"a reply without result=: {line[:40]!r}")
         result, value, endpos, text = found.groups()
@@ -476,7 +573,7 @@ class AgiConnection:
         """Join the lines of a value that holds line ends; None while some are missing.
 
         No other command is outstanding, so whatever has arrived behind the line is part of the
-        value, unless the value ends in front of a line HANGUP.
+        value, except HANGUP at the very end.
         """
         rest = self._buffer
         for end in _possible_ends(rest):
@@ -497,14 +594,18 @@ def _text(data: bytes) -> str:
 
 
 def _possible_ends(data: bytes) -> Iterator[int]:
-    """Yield where a value may end that goes on in these bytes: before each HANGUP, and with the last byte."""
-    start = 0
-    while start < len(data):
-        if _is_hangup(data[start : start + len(_HANGUP_LINE) + 1]):
-            yield start
-        end = data.find(b"\n", start)
-        start = len(data) if end < 0 else end + 1
-    yield len(data)
+    """Yield where a value may end that goes on in these bytes: with the last, or before HANGUPs at the end.
+
+    The longest comes first: a value may quote the line HANGUP, and what is cut off might pass for a reply.
+    """
+    end = len(data)
+    yield end
+    while end:
+        start = data.rfind(b"\n", 0, end - 1) + 1
+        if not _is_hangup(data[start:end]):
+            return
+        end = start
+        yield end
 
 
 def _is_hangup(data: bytes) -> bool:

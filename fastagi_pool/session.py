@@ -8,6 +8,7 @@ Laws:
       few times a second and calls :meth:`Session.expire`.
     * A whole command line goes out before anything else happens to the socket.
     * Closing is a success to the dialplan. Only :meth:`Session.fail` is not.
+    * A handler may outlive its connection (:meth:`Session.finish`); its own time goes on.
 
 Source: asterisk res/res_agi.c, run_agi(): the line "failure"; the endings of sessions were recorded
 from Asterisk 16 and 22.
@@ -21,11 +22,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn
 
 import gevent
 
+from fastagi_pool.endings import FAILURE_LINE
 from fastagi_pool.errors import (
+    AGICallFinished,
     CallEnded,
     CallHangup,
     CallOutOfStep,
@@ -91,6 +94,7 @@ class Session:
         asterisk_s: Time spent waiting for replies.
         script_s: Time spent by the handler.
         hung_up: Whether HANGUP was seen.
+        finished_s: Monotonic time at which the handler gave the call back before its end, or None.
     """
 
     __slots__ = (
@@ -98,17 +102,20 @@ class Session:
         "_fd",
         "_hangup_told",
         "_hub",
+        "_idle_limit_s",
         "_limit",
         "_limits",
         "_mark_s",
         "_over",
-        "_quick_ack",
+        "_raise_hangup",
         "_reader",
+        "_script_limit_s",
         "_unsent",
         "accepted_s",
         "asterisk_s",
         "commands",
         "deadline_s",
+        "finished_s",
         "greenlet",
         "hung_up",
         "peer",
@@ -134,18 +141,25 @@ class Session:
         self.commands = 0
         self.asterisk_s = self.script_s = 0.0
         self.hung_up = False
+        self.finished_s: float | None = None
         self._agi = AgiConnection(header_limits)
         self._hub = hub
         self._limits = limits
+        self._idle_limit_s = self._script_limit_s = _NEVER
         self._over: CallEnded | None = None
         self._hangup_told = False
-        self._quick_ack = False
+        self._raise_hangup = True
         self._unsent = b""
         self._fd = descriptor
         self._reader = hub.loop.io(descriptor, _READ)
+        self.deadline_s: float = _NEVER
         self._arm("header", self.accepted_s, limits.header_s)
 
     # --- the conversation
+
+    def begin_header(self) -> None:
+        """Start the time for the environment anew, after the session had to wait for a place."""
+        self._arm("header", monotonic(), self._limits.header_s)
 
     def receive_request(self) -> Request | None:
         """Wait for the environment.
@@ -159,16 +173,24 @@ class Session:
             CallPeerGone: The connection broke.
         """
         self._receive()
-        event = self._next_event(self._agi.next_event)
+        event = self._patiently(self._agi.next_event(), self._agi.next_event)
         if isinstance(event, ConnectionClosed):
             return None
         if not isinstance(event, Request):
             raise RemoteProtocolError(f"an environment was expected, not {event}")
         return event
 
-    def begin(self, limits: SessionLimits) -> None:
-        """Start the handler's time under the limits of its route."""
+    def begin(self, limits: SessionLimits, raise_hangup: bool = True) -> None:
+        """Start the handler's time under the limits of its route.
+
+        Args:
+            limits: The route's limits.
+            raise_hangup: Whether a hangup raises CallHangup; otherwise only ``hung_up`` tells of it.
+        """
         self._limits = limits
+        self._idle_limit_s = limits.idle_s or _NEVER
+        self._script_limit_s = limits.script_s or _NEVER
+        self._raise_hangup = raise_hangup
         self._mark_s = monotonic()
         self._arm_script(self._mark_s)
 
@@ -181,38 +203,49 @@ class Session:
             CallTimeout: Asterisk did not answer in time, or the handler's time is over.
             CallPeerGone: Asterisk closed the connection.
             CallOutOfStep: The answer is not AGI.
+            AGICallFinished: The handler gave the call back before.
         """
         now_s = monotonic()
         self.script_s += now_s - self._mark_s
         self._mark_s = now_s
-        limit_s = self._limits.script_s
-        if limit_s and self.script_s >= limit_s and self._over is None:
-            # Between commands nobody looks at the clock: a busy handler would never be late.
-            self._over = CallTimeout("script", limit_s)
-        if self._over is not None:
-            raise self._over
+        if self.script_s >= self._script_limit_s or self._over is not None or self.finished_s is not None:
+            self._cannot_go_on(line)
         data = self._agi.send_command(line)
-        self._arm("idle", now_s, self._limits.idle_s)
+        self._limit = "idle"
+        self.deadline_s = now_s + self._idle_limit_s
         self.commands += 1
         self._send(data)
-        self._wait(self._reader)
+        self._hub.wait(self._reader)
         self._receive()
-        event = self._next_event(self._next_reply)
+        event = self._next_reply()
+        if not isinstance(event, Reply):
+            event = self._patiently(event, self._next_reply)
         now_s = monotonic()
         self.asterisk_s += now_s - self._mark_s
         self._mark_s = now_s
-        self._arm_script(now_s)
+        self._limit = "script"
+        self.deadline_s = now_s + self._script_limit_s - self.script_s
         if not isinstance(event, Reply):
             raise self._gone("Asterisk closed the connection")
         if self.hung_up and not self._hangup_told:
             self._tell_hangup()
         return event
 
+    def _cannot_go_on(self, line: bytes) -> NoReturn:
+        """Raise why no command can be sent any more."""
+        if self._over is None and self.script_s >= self._script_limit_s:
+            # Between commands nobody looks at the clock: a busy handler would never be late.
+            self._over = CallTimeout("script", self._limits.script_s)
+        if self._over is not None:
+            raise self._over
+        command = line.decode(errors="replace").rstrip()
+        raise AGICallFinished("the call was given back by finish()", command)
+
     def await_hangup(self) -> None:
         """Give a HANGUP that follows a -1 the time to arrive.
 
         Raises:
-            CallHangup: It came, and no one was told yet.
+            CallHangup: It came, no one was told yet, and hangups are raised.
             CallPeerGone: Asterisk closed instead.
             CallOutOfStep: Something else came.
         """
@@ -248,24 +281,40 @@ class Session:
 
     def _tell_hangup(self) -> None:
         self._hangup_told = True
-        raise CallHangup("the caller hung up")
+        if self._raise_hangup:
+            raise CallHangup("the caller hung up")
 
     # --- the end
 
     def finish(self) -> None:
-        """Close: to the dialplan, a success."""
-        self.close()
+        """Close while the handler goes on: to the dialplan, a success. A second time nothing happens.
 
-    def fail(self) -> None:
+        Raises:
+            CallEnded: The call is over already, and that was no success.
+        """
+        if self._over is not None:
+            raise self._over
+        if self._fd >= 0:
+            running_until_s = self.deadline_s
+            self.close()
+            self.finished_s = monotonic()
+            self.deadline_s = running_until_s
+
+    def fail(self, last_words: bytes = FAILURE_LINE) -> None:
         """Tell the dialplan AGISTATUS=FAILURE, wait until Asterisk has read it, and close.
 
-        The line goes out behind whatever command is still running. Closing at once could reset the
-        connection and take the line with it, so the end of Asterisk's side is awaited, for
-        ``CLOSING_S`` at most.
+        The words go out behind whatever command is still running. Closing at once could reset the
+        connection and take them with it, so the end of Asterisk's side is awaited, for
+        ``CLOSING_S`` at most. On a session that has been closed nothing happens.
+
+        Args:
+            last_words: Whole lines, of which the last is the failure line.
         """
+        if self._fd < 0:
+            return
         self._arm("closing", monotonic(), CLOSING_S)
         try:
-            self._send(self._unsent + b"failure\n")
+            self._send(self._unsent + last_words)
             with self._borrowed_socket() as connection:
                 connection.shutdown(socket.SHUT_WR)
             while self._receive_some():
@@ -314,15 +363,13 @@ class Session:
 
     def _arm_script(self, now_s: float) -> None:
         self._limit = "script"
-        limit_s = self._limits.script_s
-        self.deadline_s = now_s + max(0.0, limit_s - self.script_s) if limit_s else _NEVER
+        self.deadline_s = now_s + self._script_limit_s - self.script_s
 
     # --- bytes
 
-    def _next_event(self, next_event: Callable[[], Event | NeedData]) -> Event:
-        """Read until there is an event other than HANGUP."""
+    def _patiently(self, event: Event | NeedData, next_event: Callable[[], Event | NeedData]) -> Event:
+        """Read on until there is an event other than HANGUP, if this is none yet."""
         while True:
-            event = next_event()
             if event is NEED_DATA:
                 # What comes in pieces waits for our acknowledgement between them.
                 self._acknowledge_quickly()
@@ -332,6 +379,7 @@ class Session:
                 self.hung_up = True
             else:
                 return event
+            event = next_event()
 
     def _next_reply(self) -> Event | NeedData:
         """What has come during the call; once that is no AGI, the call is over."""

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fastagi_pool.errors import AGICommandRefused, LocalProtocolError, RemoteProtocolError
@@ -29,9 +29,12 @@ from fastagi_pool.protocol import (
     Reply,
     Request,
     State,
+    clean,
     encode_command,
+    join_arguments,
     max_command_bytes,
     quote,
+    stays_whole,
 )
 from fastagi_pool.testing import split_words
 
@@ -422,6 +425,67 @@ def test_the_tail_of_a_value_is_dropped() -> None:
     assert agi.stray_lines == 2
 
 
+# ---- replies of SPEECH RECOGNIZE, the only ones with texts behind their value
+
+SPEECH_REPLIES = [
+    (b"200 result=1 (timeout) endpos=8000\n", Reply(200, "1", "timeout", 8000)),
+    (b"200 result=1 (hangup) endpos=0\n", Reply(200, "1", "hangup", 0)),
+    (b"200 result=1 (digit) digit=# endpos=160\n", Reply(200, "1", "digit", text="digit=# endpos=160")),
+    (b"200 result=1 (digit) digit=) endpos=1\n", Reply(200, "1", "digit", text="digit=) endpos=1")),
+    *(
+        (
+            f'200 result=1 (speech) endpos=160 results=1 score0=900 text0="{heard}" grammar0=yn \n'.encode(),
+            Reply(200, "1", "speech", 160, f'results=1 score0=900 text0="{heard}" grammar0=yn'),
+        )
+        for heard in ("yes", "yes please", "yes (please) do", "(yes", "yes)", ") endpos=5", ":-) (", "Jürgen")
+    ),
+    (b"200 result=0\n", Reply(200, "0")),
+    (b"200 result=-1\n", Reply(200, "-1")),
+    (b"510 Invalid or unknown command\n", Reply(510, text="Invalid or unknown command")),
+    (USAGE, Reply(520, text=" Usage: GET VARIABLE <name>\n\n 200 result=1")),
+]
+
+
+def listening(command: bytes = b"SPEECH RECOGNIZE menu 5\n") -> AgiConnection:
+    """Give a machine that waits for speech."""
+    agi = idle()
+    agi.send_command(command)
+    return agi
+
+
+@pytest.mark.parametrize(("data", "reply"), SPEECH_REPLIES)
+def test_a_reply_with_speech(data: bytes, reply: Reply) -> None:
+    """Words that were heard may hold spaces and parentheses, and a reply may come in any pieces."""
+    for pieces in ([data], single_bytes(data)):
+        agi = listening()
+        assert feed(agi, pieces) == [reply]
+        assert agi.state is State.IDLE
+
+
+@pytest.mark.parametrize(("data", "reply"), SPEECH_REPLIES)
+def test_hangup_around_a_reply_with_speech(data: bytes, reply: Reply) -> None:
+    """HANGUP before or behind a reply with speech is an event of its own, however it is cut."""
+    for pieces in ([b"HANGUP\n" + data + b"HANGUP\n"], single_bytes(b"HANGUP\n" + data + b"HANGUP\n")):
+        assert feed(listening(), pieces) == [HANGUP, reply, HANGUP]
+
+
+@pytest.mark.parametrize("command", [b"speech recognize menu 5\n", b'Speech Recognize "" 5\n'])
+def test_speech_in_any_case(command: bytes) -> None:
+    """Asterisk knows the command in any case, and so do we."""
+    data, reply = SPEECH_REPLIES[6]
+    assert feed(listening(command), [data]) == [reply]
+
+
+def test_only_speech_is_read_as_speech() -> None:
+    """The next command's value is taken whole again, parentheses and line ends and all."""
+    agi = listening()
+    feed(agi, [SPEECH_REPLIES[0][0]])
+    agi.send_command(b"GET VARIABLE X\n")
+    assert feed(agi, [b"200 result=1 (a) b\n(c))\n"]) == [Reply(200, "1", "a) b\n(c)")]
+    agi.send_command(b"SPEECH CREATE x\n")
+    assert feed(agi, [b"200 result=1 (a) b)\n"]) == [Reply(200, "1", "a) b")]
+
+
 @pytest.mark.parametrize("data", [b"nonsense\n", b"\n", b"200\n", b"200 OK\n", b"404 x\n", b"agi_x: y\n"])
 def test_what_is_no_reply_is_refused(data: bytes) -> None:
     """A peer that answers what no Asterisk does is out of step for good."""
@@ -591,6 +655,170 @@ def test_foreign_bytes_go_back_unchanged(data: bytes) -> None:
     line = encode_command("NOOP", (data.decode("utf-8", "surrogateescape"),))
     [_, word] = split_words(line[:-1].decode("latin-1"))
     assert word.encode("latin-1") == data
+
+
+# ---- the arguments of an application
+
+
+def separate(text: str) -> list[str]:
+    """Take an application's arguments apart as Asterisk does.
+
+    Source: __ast_app_separate_args() in main/app.c with ``delim`` a comma and ``remove_chars`` set, step
+    by step: what it does by moving memory is done on a list, which ends with the final NUL.
+    """
+    buffer = [*text, "\0"]
+    arguments: list[str] = []
+    scan = 0
+    behind_delimiter = -1
+    depth = {"(": 0, "[": 0}
+    quote_open = False
+    while buffer[scan] != "\0":
+        start = scan
+        while (char := buffer[scan]) != "\0":
+            if char in depth:
+                depth[char] += 1
+            elif char in ")]":
+                opening = "(" if char == ")" else "["
+                depth[opening] = max(0, depth[opening] - 1)
+            elif char == '"':
+                quote_open = not quote_open
+                del buffer[scan]
+                continue
+            elif char == "\\":
+                del buffer[scan]
+                assert buffer[scan] != "\0", "Asterisk would read beyond the end of the text"
+            elif char == "," and not quote_open and not any(depth.values()):
+                break
+            scan += 1
+        arguments.append("".join(buffer[start:scan]))
+        if buffer[scan] != "\0":
+            scan += 1
+            behind_delimiter = scan
+    # If the last character was a comma, there is one more argument.
+    return [*arguments, ""] if scan and scan == behind_delimiter else arguments
+
+
+@pytest.mark.parametrize(
+    ("text", "arguments"),
+    [
+        ("a,b,c", ["a", "b", "c"]),
+        ("a,,b,", ["a", "", "b", ""]),
+        (",", ["", ""]),
+        ("", []),
+        ('"a,b",c', ["a,b", "c"]),
+        ("U(a,b),c[d,e]", ["U(a,b)", "c[d,e]"]),
+        (r"a\,b,\\", ["a,b", "\\"]),
+        ("a),b", ["a)", "b"]),
+        ("a(,b", ["a(,b"]),
+    ],
+)
+def test_the_model_of_asterisk(text: str, arguments: list[str]) -> None:
+    """The model by which joining is checked does what Asterisk is known to do."""
+    assert separate(text) == arguments
+
+
+@pytest.mark.parametrize(
+    ("arguments", "joined"),
+    [
+        ((), ""),
+        (("",), ""),
+        (("a,b",), "a,b"),
+        (('"a',), '"a'),
+        (("SIP/1", "", "t"), "SIP/1,,t"),
+        (("", ""), ","),
+        (("a", "b c"), "a,b c"),
+        (("a", "b,c"), r"a,b\,c"),
+        (("a", 'say "hi"'), r"a,say \"hi\""),
+        (("a", "C:\\dir"), r"a,C:\\dir"),
+        (("SIP/1", "30", "U(sub^a,b)g"), "SIP/1,30,U(sub^a,b)g"),
+        (("x", "$[1,2](3)"), "x,$[1,2](3)"),
+        (("x", ":-)"), "x,:-)"),
+        (("x", "(]"), r"x,\(\]"),
+        (("x", "(a", "b)"), r"x,\(a,b)"),
+        (("x", "(a,b),c"), r"x,\(a\,b\)\,c"),
+        (("x", 'F("a",b)'), r"x,F\(\"a\"\,b\)"),
+    ],
+)
+def test_how_arguments_are_joined(arguments: tuple[str, ...], joined: str) -> None:
+    """Only what would be read otherwise is escaped; what is whole in its brackets stays readable."""
+    assert join_arguments(arguments) == joined
+
+
+@pytest.mark.parametrize(
+    ("argument", "whole"),
+    [
+        ("", True),
+        ("a b", True),
+        ("a,b", False),
+        ("f(a,b)", True),
+        ("f(a,b),c", False),
+        ("[a,(b,c)]", True),
+        ("(a", False),
+        ("a)", True),
+        ("a),b", False),
+        ("(a]", False),
+        ('"a,b"', True),
+        ('"a,b', False),
+        ('"(" a', False),
+        (r"a\,b", True),
+        (r"a\(b", True),
+        ("a\\", False),
+        ("a\\\\", True),
+    ],
+)
+def test_stays_whole(argument: str, whole: bool) -> None:
+    """An argument that would end early, or swallow the next one, is known for it."""
+    assert stays_whole(argument) is whole
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.text(st.sampled_from('a ,"\\()[]')), st.text(st.sampled_from('a ,"\\()[]')))
+def test_what_stays_whole_does(first: str, second: str) -> None:
+    """What is said to stay whole ends where it ends, whatever stands behind it: GOSUB relies on it."""
+    if stays_whole(first) and stays_whole(second):
+        assert len(separate(f"{first},{second}")) == 2
+
+
+@settings(max_examples=200, derandomize=True, deadline=None)
+@given(st.lists(st.text(st.sampled_from('a ,"\\()[]') | st.characters(exclude_characters="\0")), min_size=2))
+@example(["(", ")"])
+@example(["[(", ")],"])
+@example(["\\", "", ""])
+@example(["(,)", "(,)]"])
+def test_asterisk_finds_the_same_arguments(arguments: list[str]) -> None:
+    """Whatever several arguments hold, the application gets exactly them."""
+    assert separate(join_arguments(arguments)) == arguments
+
+
+# ---- what is refused, and what is cleaned
+
+
+@pytest.mark.parametrize(
+    ("word", "cleaned"),
+    [
+        ("", ""),
+        ("Zoë (100)", "Zoë (100)"),
+        ("a\nb", "a b"),
+        ("a\r\nb", "a  b"),
+        ("\0", " "),
+        ("tab\tand \x1b stay", "tab\tand \x1b stay"),
+        ("\u2028 stays", "\u2028 stays"),
+        ("J\udcfcrgen", "J\udcfcrgen"),
+        ("half \ud83d or \ude00", "half ? or ?"),
+        ("\udc7f\udc80\udcff\udd00", "?\udc80\udcff?"),
+    ],
+)
+def test_clean(word: str, cleaned: str) -> None:
+    """Only what Asterisk cannot bear is replaced, each by one sign; bytes that are no text stay."""
+    assert clean(word) == cleaned
+
+
+@given(st.text(st.characters() | st.sampled_from("\r\n\0\ud800\udfff\udc80"), max_size=200))
+def test_what_was_cleaned_is_sent(word: str) -> None:
+    """A cleaned word is never refused for what it holds, is as long as before, and is clean for good."""
+    assert encode_command("NOOP", (clean(word),))
+    assert len(clean(word)) == len(word)
+    assert clean(clean(word)) == clean(word)
 
 
 @pytest.mark.parametrize("evil", ["\n", "\r", "\0", "a\nEXEC System x", "\r\n"])

@@ -19,6 +19,7 @@ import gevent.socket
 import pytest
 
 from fastagi_pool.errors import (
+    AGICallFinished,
     CallEnded,
     CallHangup,
     CallOutOfStep,
@@ -410,6 +411,61 @@ def test_a_hangup_that_was_told_is_not_told_again(link: Link) -> None:
     assert running.result() == "no hangup"
 
 
+def noting(link: Link) -> None:
+    """Let the session take an environment, under a route on which hangups are only noted."""
+    link.greet()
+    link.session.begin(LIMITS, raise_hangup=False)
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        [b"HANGUP\n200 result=0\n"],
+        [b"HAN", b"GUP\n200 res", b"ult=0\n"],
+        [b"200 result=0\nHANGUP\n"],
+        [b"HANGUP\nHANGUP\n200 result=0\nHANGUP\n"],
+    ],
+    ids=["before", "in pieces", "behind", "often"],
+)
+def test_a_hangup_can_be_noted_only(link: Link, first: list[bytes]) -> None:
+    """Where the route says so, no hangup is raised, and every command gets its own reply."""
+    noting(link)
+    running = link.run(in_step)
+    link.hear_line()
+    for piece in first:
+        link.say(piece)
+        gevent.sleep(0)
+    for _ in range(2):
+        link.hear_line()
+        link.say(b"200 result=0\n")
+    assert running.result() == [OK, OK, OK]
+    assert link.session.hung_up
+
+
+def test_a_hangup_behind_a_minus_one_is_noted(link: Link) -> None:
+    """Where hangups are only noted, one that broke off a command is known before that command returns."""
+    noting(link)
+    running = link.run(minus_one)
+    link.hear_line()
+    link.say(b"200 result=-1\n")
+    gevent.sleep(0.001)
+    assert not running.is_over
+    link.say(b"HANGUP\n")
+    assert running.result() == "no hangup"
+    assert link.session.hung_up
+
+
+def test_a_peer_that_closes_is_gone_all_the_same(link: Link) -> None:
+    """Only hangups are noted: an Asterisk that closes ends the call on any route."""
+    noting(link)
+    running = link.run(lambda session: session.execute(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"HANGUP\n")
+    link.peer.close()
+    with pytest.raises(CallPeerGone):
+        running.result()
+
+
 def test_a_close_behind_a_minus_one_is_a_peer_gone(link: Link) -> None:
     """If Asterisk closes behind -1, the handler that goes on finds the peer gone, not a bug of ours."""
     link.greet()
@@ -543,7 +599,7 @@ def test_settling_raises_what_was_swallowed(link: Link) -> None:
 
 
 def test_a_limit_that_is_over_stays_over(link: Link) -> None:
-    """A handler that swallows the time-out gets it again from its next command, which is not sent."""
+    """A handler that swallows the time-out gets it again, from its next command and from finish()."""
     link.greet()
 
     def swallow(session: Session) -> object:
@@ -560,7 +616,9 @@ def test_a_limit_that_is_over_stays_over(link: Link) -> None:
     assert link.hear_line() == b"NOOP 1\n"
     in_hub(lambda: link.session.expire(link.session.deadline_s))
     assert running.result() is True
-    link.session.finish()
+    with pytest.raises(CallTimeout):
+        link.session.finish()
+    link.session.close()
     assert link.hear_all() == b""
 
 
@@ -609,6 +667,98 @@ def test_finish_is_a_success(link: Link) -> None:
     assert link.hear_all() == b""
 
 
+def finish_then(script: Callable[[Session], object]) -> Callable[[Session], object]:
+    """Give the call back, and go on."""
+
+    def run(session: Session) -> object:
+        session.finish()
+        return script(session)
+
+    return run
+
+
+def test_a_finished_call_takes_no_command(link: Link) -> None:
+    """After finish() the peer sees the end at once, and a command is an ordinary error of the handler."""
+    link.greet()
+    assert link.session.finished_s is None
+    running = link.run(finish_then(lambda session: session.execute(b"SET VARIABLE X 1\n")))
+    with pytest.raises(AGICallFinished) as caught:
+        running.result()
+    assert caught.value.command == "SET VARIABLE X 1"
+    assert link.hear_all() == b""
+    assert link.session.commands == 0
+
+
+def test_finishing_twice_is_finishing_once(link: Link) -> None:
+    """A second finish() changes neither when the call was given back nor anybody else's descriptor."""
+    link.greet()
+    link.session.finish()
+    finished_s, deadline_s = link.session.finished_s, link.session.deadline_s
+    reused, other = os.pipe()
+    link.session.finish()
+    link.session.close()
+    os.close(reused)
+    os.close(other)
+    assert finished_s is not None
+    assert link.session.accepted_s <= finished_s <= monotonic()
+    assert (link.session.finished_s, link.session.deadline_s) == (finished_s, deadline_s)
+
+
+def test_a_finished_call_has_its_limit(link: Link) -> None:
+    """The script's limit goes on when the connection is closed, and interrupts the handler as ever."""
+    link.greet()
+    before_s = link.session.deadline_s
+    running = link.run(finish_then(lambda session: gevent.event.Event().wait(WAIT_S)))
+    session = link.session
+    assert session.deadline_s == before_s
+    in_hub(lambda: session.expire(session.deadline_s))
+    with pytest.raises(CallTimeout) as caught:
+        running.result()
+    assert (caught.value.limit, caught.value.limit_s) == ("script", 60.0)
+
+
+def test_a_finished_call_can_be_stopped(link: Link) -> None:
+    """A worker that must end interrupts a handler that goes on without its call."""
+    link.greet()
+    running = link.run(finish_then(lambda session: gevent.event.Event().wait(WAIT_S)))
+    in_hub(lambda: link.session.stop(monotonic()))
+    with pytest.raises(CallStopped):
+        running.result()
+    with pytest.raises(CallStopped):
+        link.session.settle()
+
+
+def test_a_finished_call_that_is_late(link: Link) -> None:
+    """A time-out comes before the reminder that the call is finished: it is what ends the handler."""
+    link.greet()
+    link.session.begin(SessionLimits(script_s=0.001))
+    gevent.sleep(0.002)
+    with pytest.raises(CallTimeout, match="script"):
+        link.run(finish_then(lambda session: session.execute(b"NOOP\n"))).result()
+
+
+def test_the_time_behind_finish_is_the_scripts(link: Link) -> None:
+    """What a handler does without its call is counted as its own time."""
+    link.greet()
+    link.session.finish()
+    gevent.sleep(MOMENT_S)
+    link.session.settle()
+    assert link.session.script_s >= MOMENT_S
+
+
+@pytest.mark.parametrize("end", [Session.finish, Session.close], ids=["finished", "closed"])
+def test_nothing_is_said_behind_the_end(link: Link, end: Callable[[Session], None]) -> None:
+    """A failure behind the end goes to nobody, even if the descriptor is somebody else's by now."""
+    link.greet()
+    end(link.session)
+    ours, theirs = socket.socketpair()
+    link.run(lambda session: session.fail(b"SET VARIABLE X 1\nfailure\n")).result()
+    ours.close()
+    assert theirs.recv(100) == b""
+    theirs.close()
+    assert link.hear_all() == b""
+
+
 def test_closing_twice_is_closing_once(link: Link) -> None:
     """A second close does not touch a descriptor that may be somebody else's by now."""
     link.session.close()
@@ -626,6 +776,17 @@ def test_fail_says_so_and_waits(link: Link) -> None:
     assert link.hear_all() == b"failure\n"
     assert not running.is_over
     link.say(b"HANGUP\n")
+    link.peer.close()
+    running.result()
+
+
+def test_fail_says_why_in_one_piece() -> None:
+    """The last words are one write: commands of which the end is missing would lie in Asterisk's buffer."""
+    link = connect(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    link.greet()
+    words = b"SET VARIABLE FAGI_STATUS ERROR\nEXEC Goto sorry,s,1\nfailure\n"
+    running = link.run(lambda session: session.fail(words))
+    assert link.peer.recv(1000) == words
     link.peer.close()
     running.result()
 
@@ -659,7 +820,8 @@ def test_fail_behind_a_command_that_still_runs(link: Link) -> None:
 
 
 def test_fail_sends_the_rest_of_a_command_first() -> None:
-    """A command that did not go out whole is completed, so that the line is not taken for its tail."""
+    """A command that did not go out whole is completed, so that the words are not taken for its tail."""
+    words = b"SET VARIABLE FAGI_STATUS TIMEOUT\nfailure\n"
     link = connect(tcp_pair)
     link.greet()
     filler = 0
@@ -674,13 +836,13 @@ def test_fail_sends_the_rest_of_a_command_first() -> None:
         try:
             session.execute(b"NOOP %s\n" % (b"y" * 1000))
         except CallTimeout:
-            session.fail()
+            session.fail(words)
 
     running = link.run(run_out)
     in_hub(lambda: link.session.expire(link.session.deadline_s))
     assert not running.is_over
     link.hear(filler)
-    assert link.hear_all() == b"NOOP %s\nfailure\n" % (b"y" * 1000)
+    assert link.hear_all() == b"NOOP %s\n" % (b"y" * 1000) + words
     link.peer.close()
     running.result()
 
