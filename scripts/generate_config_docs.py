@@ -10,21 +10,19 @@ Use: ``python scripts/generate_config_docs.py [--check]``
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import yaml
+from generated import ROOT, write_or_check
 
 from fastagi_pool.config import Config, Database, Limits, Log, Route
 from fastagi_pool.schema import json_schema
 
-_ROOT: Final = Path(__file__).resolve().parent.parent
-_REFERENCE: Final = _ROOT / "docs" / "configuration.md"
-_SCHEMA: Final = _ROOT / "conf" / "fastagi-pool.schema.json"
+_REFERENCE: Final = ROOT / "docs" / "configuration.md"
+_SCHEMA: Final = ROOT / "conf" / "fastagi-pool.schema.json"
 
 _HEAD: Final = """\
 # Configuration
@@ -156,17 +154,8 @@ def main(arguments: list[str]) -> int:
     Returns:
         The exit status: 1 if ``--check`` found a file out of date.
     """
-    parser = argparse.ArgumentParser(description="Write the configuration's reference and JSON Schema.")
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if out of date")
-    check = parser.parse_args(arguments).check
     texts = {_REFERENCE: reference(), _SCHEMA: json.dumps(json_schema(), indent=2) + "\n"}
-    stale = [path for path, text in texts.items() if not path.exists() or path.read_text("utf-8") != text]
-    for path in stale:
-        if check:
-            print(f"{path.relative_to(_ROOT)} is out of date: run scripts/generate_config_docs.py")
-        else:
-            path.write_text(texts[path], "utf-8")
-    return 1 if check and stale else 0
+    return write_or_check("Write the configuration's reference and JSON Schema.", texts, arguments)
 
 
 if __name__ == "__main__":
