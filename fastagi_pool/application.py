@@ -19,11 +19,12 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from fastagi_pool.config import Config, LoadedConfig
+from fastagi_pool.config import CommandGuard, Config, HangupPolicy, LoadedConfig
 from fastagi_pool.config import Database as DatabaseConfig
 from fastagi_pool.config import Route as RouteConfig
 from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Handler
+from fastagi_pool.endings import OnError
 from fastagi_pool.errors import ConfigError, OperatorError, Problem
 from fastagi_pool.routes import Route, RouteKind, RouteTable
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 #: Files that a worker needs besides its calls: logs, pipes, libraries that open something.
 _SPARE_DESCRIPTORS: Final = 64
+_NONE_GIVEN: Final[Mapping[str, Handler]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +64,18 @@ class Application:
     def descriptors(self) -> int:
         """File descriptors that one worker may need at once."""
         connections = sum(settings.pool_size for settings in self.databases)
-        return self.config.calls_per_worker + connections + len(self.config.listen) + _SPARE_DESCRIPTORS
+        calls = self.config.calls_per_worker + self.config.max_queue
+        return calls + connections + len(self.config.listen) + _SPARE_DESCRIPTORS
 
 
-def assemble(loaded: LoadedConfig) -> Application:
+def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -> Application:
     """Build the application that a configuration describes.
 
     Adds ``python_path`` to the module search path and imports every handler.
+
+    Args:
+        loaded: The configuration.
+        given: Handlers that are here already, by their names in the configuration.
 
     Raises:
         ConfigError: Routes that can never be chosen, handlers that cannot be imported or called.
@@ -83,8 +90,14 @@ def assemble(loaded: LoadedConfig) -> Application:
     modules: dict[str, ModuleType] = {}
     for place, route in enumerate(config.routes):
         try:
-            module = import_module(route.handler)
-            handlers[route.name] = find_handler(module, route.handler)
+            if route.handler in given:
+                function = given[route.handler]
+                name = getattr(function, "__qualname__", route.handler)
+                handlers[route.name] = _check_handler(function, name)
+                module = sys.modules[function.__module__]
+            else:
+                module = import_module(route.handler)
+                handlers[route.name] = find_handler(module, route.handler)
             modules[module.__name__] = module
         except _HandlerFault as fault:
             problems.append(loaded.problem(("routes", place, "handler"), str(fault)))
@@ -138,6 +151,10 @@ def build_route(route: RouteConfig, config: Config) -> Route:
         databases=tuple(route.databases),
         script_timeout_s=limits.script_timeout if route.script_timeout is None else route.script_timeout,
         idle_timeout_s=limits.idle_timeout if route.idle_timeout is None else route.idle_timeout,
+        raise_hangup=route.on_hangup is HangupPolicy.RAISE,
+        on_error=OnError.parse(route.on_error or config.on_error),
+        clean_arguments=route.command_guard is CommandGuard.CLEAN,
+        mask_digits=route.mask_digits,
     )
 
 
@@ -200,6 +217,11 @@ def find_handler(module: ModuleType, handler: str) -> Handler:
     function: Any = getattr(module, name, None)
     if function is None:
         raise _HandlerFault(f"{module.__name__} ({module.__file__}) has no {name}")
+    return _check_handler(function, handler)
+
+
+def _check_handler(function: Any, handler: str) -> Handler:
+    """Check that this can be called as a handler."""
     if not callable(function):
         raise _HandlerFault(f"{handler} is not a function")
     if inspect.iscoroutinefunction(function) or inspect.isgeneratorfunction(function):

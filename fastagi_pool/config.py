@@ -26,17 +26,15 @@ from typing import Final, TypeVar
 from urllib.parse import quote
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    ValidationError,
     ValidationInfo,
     field_validator,
     model_validator,
 )
 
-from fastagi_pool.errors import ConfigError, Problem
-from fastagi_pool.findings import Finding, RefusedValue, closest, did_you_mean, findings_of, refuse_all
+from fastagi_pool.errors import Problem
+from fastagi_pool.findings import Finding, RefusedValue, closest, did_you_mean, refuse_all
+from fastagi_pool.section import Section, checked
 from fastagi_pool.values import (
     MAX_WORKERS,
     AbsolutePath,
@@ -44,6 +42,7 @@ from fastagi_pool.values import (
     DatabaseName,
     DatabaseUrls,
     Duration,
+    ErrorPolicy,
     Fraction,
     HandlerName,
     ListenAddress,
@@ -72,26 +71,6 @@ _LAYOUT: Final = Layout(
 # -- The model --------------------------------------------------------------------------------------------
 
 
-class _Section(BaseModel):
-    """What every mapping of the file has in common."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_absent(cls, values: object) -> object:
-        """Treat ``allow:`` with nothing behind it (all commented out) as if the key were not there."""
-        if not isinstance(values, Mapping):
-            return values
-        known = cls.file_keys()
-        return {key: value for key, value in values.items() if value is not None or key not in known}
-
-    @classmethod
-    def file_keys(cls) -> list[str]:
-        """Name the keys that this mapping may have in the file."""
-        return [info.alias or name for name, info in cls.model_fields.items()]
-
-
 class LogLevel(StrEnum):
     """How much the log tells."""
 
@@ -101,7 +80,21 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-class Log(_Section):
+class HangupPolicy(StrEnum):
+    """How a handler learns that the caller hung up."""
+
+    RAISE = "raise"
+    CONTINUE = "continue"
+
+
+class CommandGuard(StrEnum):
+    """What is done about a command that would harm Asterisk."""
+
+    STRICT = "strict"
+    CLEAN = "clean"
+
+
+class Log(Section):
     """Where the log goes and how much it tells."""
 
     file: str = Field(
@@ -129,7 +122,7 @@ class Log(_Section):
         return value
 
 
-class Limits(_Section):
+class Limits(Section):
     """What one call may take before it is ended."""
 
     header_timeout: Duration = Field(
@@ -180,7 +173,7 @@ class Limits(_Section):
         return value
 
 
-class Database(_Section):
+class Database(Section):
     """One database that handlers may use, and how its connections are kept."""
 
     urls: DatabaseUrls = Field(
@@ -259,7 +252,7 @@ class Database(_Section):
         return tuple(url.replace("@", f":{quote(self.password, safe='')}@", 1) for url in self.urls)
 
 
-class Route(_Section):
+class Route(Section):
     """Which calls go to which handler."""
 
     name: str = Field(
@@ -318,6 +311,26 @@ class Route(_Section):
     databases: tuple[str, ...] = Field(
         default=(),
         description="Names of the databases that the handler uses; each must stand under `databases`.",
+    )
+    on_hangup: HangupPolicy = Field(
+        default=HangupPolicy.RAISE,
+        description="What a hangup does to the handler: `raise` ends it at its next command, `continue` only "
+        "sets `call.hung_up` and lets it go on with the commands that a dead channel permits. `raise`, "
+        "because a handler that does not think of it must not go on talking to nobody.",
+    )
+    on_error: ErrorPolicy | None = Field(
+        default=None, description="Instead of the general `on_error` on this route."
+    )
+    command_guard: CommandGuard = Field(
+        default=CommandGuard.STRICT,
+        description="What happens to a command with a line end or NUL in an argument: `strict` refuses it "
+        "(the handler gets an AGICommandRefused), `clean` puts spaces there. A command that is too long is "
+        "refused either way.",
+    )
+    mask_digits: Truth = Field(
+        default=False,
+        description="Whether recordings (`fastagi-pool record`) hide what callers of this route dial, for "
+        "card numbers and PINs.",
     )
     script_timeout: Duration | None = Field(
         default=None, description="Instead of `limits.script_timeout` on this route; 0 for no limit."
@@ -381,7 +394,7 @@ def _derived_name(values: Mapping[str, object]) -> str:
     return "default"
 
 
-class Config(_Section):
+class Config(Section):
     """Everything that the operator decides."""
 
     listen: tuple[Address, ...] = Field(
@@ -413,6 +426,19 @@ class Config(_Section):
         le=100_000,
         description="Most calls that one worker serves at the same time, 1 to 100000; further ones wait. "
         "1000 calls that mostly wait for Asterisk are light work for a core.",
+    )
+    max_queue: Whole = Field(
+        default=100,
+        ge=0,
+        le=10_000,
+        description="How many more calls one worker lets wait for a place when all workers are full, 0 to "
+        "10000. Whoever comes beyond that is told at once that there is no place (FAGI_STATUS=OVERLOAD). 100 "
+        "is what a busy worker serves within `max_wait`.",
+    )
+    max_wait: Duration = Field(
+        default=5.0,
+        description="How long a call may wait for a place before it is told that there is none. 5s is about "
+        "as long as a caller bears silence.",
     )
     max_calls: Whole = Field(
         default=10_000,
@@ -477,6 +503,12 @@ class Config(_Section):
         default=30.0,
         description="A worker that gives no sign of life for this long is stuck, and is killed and replaced; "
         "at least 1s, or 0 for off. 30s is longer than any pause of a healthy worker.",
+    )
+    on_error: ErrorPolicy = Field(
+        default="continue",
+        description="What the dialplan does after a call that failed, besides seeing AGISTATUS=FAILURE: "
+        "`continue` with its next priority, `hangup`, or `goto context,extension,priority`. `continue`, "
+        "because a dialplan that tests AGISTATUS decides best.",
     )
     limits: Limits = Field(default_factory=Limits, description="What one call may take.")
     python_path: tuple[AbsolutePath, ...] = Field(
@@ -631,7 +663,7 @@ def load(path: Path, environment: Mapping[str, str]) -> LoadedConfig:
     Raises:
         ConfigError: Something is wrong; it carries every problem that could be found.
     """
-    return _checked(read_file(path, environment, _LAYOUT))
+    return _loaded(read_file(path, environment, _LAYOUT))
 
 
 def load_text(text: str, name: str, base: Path, environment: Mapping[str, str]) -> LoadedConfig:
@@ -646,37 +678,12 @@ def load_text(text: str, name: str, base: Path, environment: Mapping[str, str]) 
     Raises:
         ConfigError: Something is wrong; it carries every problem that could be found.
     """
-    return _checked(read_text(text, name, base, environment, _LAYOUT))
+    return _loaded(read_text(text, name, base, environment, _LAYOUT))
 
 
-def _checked(document: Document) -> LoadedConfig:
-    if not document.complete:
-        raise ConfigError(_sorted(document.problems, document))
-    try:
-        config = Config.model_validate(document.values)
-    except ValidationError as error:
-        problems = [*document.problems, *_problems(error, document)]
-        raise ConfigError(_sorted(problems, document)) from None
-    if document.problems:
-        raise ConfigError(_sorted(document.problems, document))
+def _loaded(document: Document) -> LoadedConfig:
+    config = checked(document, Config, _known_keys, _partial_conflicts)
     return LoadedConfig(config, document.files, document.source_map)
-
-
-def _sorted(problems: Collection[Problem], document: Document) -> list[Problem]:
-    """Put the problems in the order of reading: the main file first, then line by line."""
-    return sorted(
-        problems, key=lambda found: (found.file != document.source_map.name, found.file, found.line)
-    )
-
-
-def _problems(error: ValidationError, document: Document) -> Iterator[Problem]:
-    """Tell what pydantic found, and what it did not get to, in the words of the file."""
-    findings = dict.fromkeys(findings_of(error, _known_keys))
-    findings.update(dict.fromkeys(_partial_conflicts(document.values)))
-    for found in findings:
-        parents = (found.location[:length] for length in range(len(found.location) + 1))
-        if not any(parent in document.broken for parent in parents):
-            yield document.source_map.problem(found.location, found.message, found.hint)
 
 
 def _known_keys(location: Location) -> list[str]:

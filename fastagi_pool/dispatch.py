@@ -2,7 +2,7 @@
 
 Laws:
     * Every accepted connection ends here in exactly one way: closed (a success to the dialplan),
-      failed (AGISTATUS=FAILURE), or closed without a word because it came without one.
+      failed (AGISTATUS=FAILURE and the reason), or closed without a word because it came without one.
     * Whatever a handler does, the next call finds nothing of it: its context is dropped, its
       database connections are clean.
     * A caller who hangs up is no error, and a handler's traceback goes to the log, never further.
@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from fastagi_pool.call import Call
+from fastagi_pool.call import Call, Dialogue
 from fastagi_pool.context import Context
+from fastagi_pool.endings import GO_ON, OnError, last_words
 from fastagi_pool.errors import (
     AGIDeadChannel,
     CallHangup,
@@ -29,8 +30,9 @@ from fastagi_pool.errors import (
     DatabaseUnavailable,
     RemoteProtocolError,
 )
-from fastagi_pool.logs import AccessLog, CallRecord, value
+from fastagi_pool.logs import CallRecord, RecordWriter, current_call, end_printing, value
 from fastagi_pool.protocol import Request, max_command_bytes
+from fastagi_pool.recording import OpenRecording, Recorder
 from fastagi_pool.routes import Match, RouteTable, script_fault
 from fastagi_pool.session import Session, SessionLimits
 
@@ -74,6 +76,16 @@ class _Progress:
     outcome: str = "ok"
     error: str = ""
     database_s: float = 0.0
+    on_error: OnError = GO_ON
+    call: Call | None = None
+    recording: OpenRecording | None = None
+    channel_dead: bool = False
+
+    @property
+    def channel_lives(self) -> bool:
+        """Whether the dialplan may be sent elsewhere: after a hangup it would lose its h extension."""
+        in_hangup = self.request is not None and self.request.extension == "h"
+        return not (self.session.hung_up or self.channel_dead or in_hangup)
 
 
 class _CallLogger(logging.LoggerAdapter[logging.Logger]):
@@ -94,8 +106,10 @@ class Dispatcher:
         databases: Mapping[str, Database],
         state: dict[str, Any],
         log: logging.Logger,
-        access: AccessLog | None,
+        access: RecordWriter | None,
         ref_prefix: str,
+        on_error: OnError = GO_ON,
+        recorder: Recorder | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -105,8 +119,10 @@ class Dispatcher:
             databases: The worker's databases by name.
             state: What ``setup`` left for the calls.
             log: Where errors go.
-            access: Where access lines go; None for nowhere.
+            access: Where records of calls go, as a rule an access log; None for nowhere.
             ref_prefix: Makes this worker's call references unlike any other's.
+            on_error: What the dialplan does after a failure of a call that found no route.
+            recorder: Records calls that somebody wants; None for none.
         """
         self._table = table
         self._handlers = handlers
@@ -115,6 +131,8 @@ class Dispatcher:
         self._log = log
         self._access = access
         self._ref_prefix = ref_prefix
+        self._on_error = on_error
+        self._recorder = recorder
         self._serial = 0
         self._limits = {
             route.name: SessionLimits(idle_s=route.idle_timeout_s, script_s=route.script_timeout_s)
@@ -127,7 +145,7 @@ class Dispatcher:
         Returns:
             Whether it failed; None if it was no call, but a probe that closed without a word.
         """
-        progress = _Progress(session, self._next_ref())
+        progress = _Progress(session, self._next_ref(), on_error=self._on_error)
         try:
             progress.request = session.receive_request()
             if progress.request is None:
@@ -136,23 +154,38 @@ class Dispatcher:
             self._run(progress, progress.request)
         except BaseException as raised:
             self._explain(raised, progress)
-        if progress.outcome in _SILENT:
-            session.finish()
-        else:
-            session.fail()
-        self._write_record(progress)
+        self._end(progress)
         return progress.outcome not in _SILENT
 
-    def deny(self, session: Session) -> bool:
-        """End a session from an address that may not call; always a failure."""
-        progress = _Progress(session, self._next_ref(), outcome="denied", error="the address is not in allow")
-        session.fail()
-        self._write_record(progress)
+    def refuse(self, session: Session, outcome: str, reason: str) -> bool:
+        """End a session that shall reach no handler; always a failure.
+
+        Args:
+            session: The session; what it has to say is not read.
+            outcome: ``denied`` or ``overload``.
+            reason: Why, for the log and the dialplan.
+        """
+        progress = _Progress(session, self._next_ref(), on_error=self._on_error)
+        progress.outcome, progress.error = outcome, reason
+        self._end(progress)
         return True
 
     def _next_ref(self) -> str:
         self._serial += 1
         return f"{self._ref_prefix}{self._serial:x}"
+
+    def _end(self, progress: _Progress) -> None:
+        """Close the session as the outcome demands, and write the call's line."""
+        session = progress.session
+        if progress.outcome in _SILENT:
+            session.close()
+        else:
+            status = progress.outcome.upper()
+            lives = progress.channel_lives
+            session.fail(last_words(status, progress.error, progress.ref, progress.on_error, lives))
+        if self._recorder is not None and progress.recording is not None:
+            self._recorder.end(progress.recording, progress.outcome)
+        self._write_record(progress)
 
     def _find(self, request: Request) -> Match:
         fault = script_fault(request.script)
@@ -167,12 +200,13 @@ class Dispatcher:
         match = self._find(request)
         route = match.route
         progress.route = route.name
+        progress.on_error = route.on_error
         for name in route.databases:
             if not self._databases[name].available:
                 raise DatabaseUnavailable(name, "it did not answer a moment ago, and the route needs it")
-        progress.session.begin(self._limits[route.name])
-        longest = max_command_bytes(request.environment.get("agi_version", ""))
-        call = Call(request, progress.session, match.captures, progress.ref, longest)
+        current_call.set(progress.ref)
+        progress.session.begin(self._limits[route.name], route.raise_hangup)
+        progress.call = call = self._make_call(progress, request, match)
         log = _CallLogger(self._log, {"ref": progress.ref})
         context = Context(self._databases, log, self._state, route.options)
         try:
@@ -182,11 +216,27 @@ class Dispatcher:
                 # Raises what ended the call, even if the handler has swallowed it.
                 progress.session.settle()
         finally:
-            left, progress.database_s = context.release()
-            if left:
-                self._log.warning(
-                    "call=%s route=%s left %d database connections open", progress.ref, route.name, left
-                )
+            self._tidy_up(progress, call, context)
+
+    def _tidy_up(self, progress: _Progress, call: Call, context: Context) -> None:
+        """Leave nothing of a handler behind, and say what it should not have left."""
+        end_printing()
+        left, progress.database_s = context.release()
+        who = (progress.ref, value(progress.route))
+        if left:
+            self._log.warning("call=%s route=%s left %d database connections open", *who, left)
+        if call.refused:
+            self._log.warning("call=%s route=%s the guard held back %d commands", *who, call.refused)
+
+    def _make_call(self, progress: _Progress, request: Request, match: Match) -> Call:
+        route = match.route
+        dialogue: Dialogue = progress.session
+        if self._recorder is not None and self._recorder.active:
+            progress.recording = self._recorder.begin(route, request, progress.ref, dialogue)
+            if progress.recording is not None:
+                dialogue = progress.recording.dialogue
+        longest = max_command_bytes(request.environment.get("agi_version", ""))
+        return Call(request, dialogue, match.captures, progress.ref, longest, route.clean_arguments)
 
     def _explain(self, raised: BaseException, progress: _Progress) -> None:
         """Turn what ended the call into its outcome and one line about it; log what is a fault."""
@@ -194,6 +244,7 @@ class Dispatcher:
             progress.outcome, progress.error = raised.outcome, str(raised)
             return
         outcome = next((word for kind, word in _OUTCOMES if isinstance(raised, kind)), "error")
+        progress.channel_dead = isinstance(raised, AGIDeadChannel)
         if isinstance(raised, AGIDeadChannel) and progress.session.hung_up:
             outcome = "hangup"
         progress.outcome = outcome
@@ -226,5 +277,7 @@ class Dispatcher:
             uniqueid=environment.get("agi_uniqueid", ""),
             callerid=environment.get("agi_callerid", ""),
             error=progress.error,
+            refused=progress.call.refused if progress.call else 0,
+            held_s=None if session.finished_s is None else session.finished_s - session.accepted_s,
         )
         self._access.write(record, time.time())

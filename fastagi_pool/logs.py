@@ -9,15 +9,17 @@ Laws:
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterable
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, Protocol
 
 #: The root of all loggers of this package; handlers get children of it.
 LOGGER_NAME: Final = "fastagi_pool"
@@ -27,6 +29,11 @@ _LEVELS: Final = {
     "warning": logging.WARNING,
     "error": logging.ERROR,
 }
+#: What a handler prints without ever ending its line is logged in pieces of this many characters.
+_LONGEST_LINE: Final = 8192
+#: The reference of the call that is being served here; empty outside of calls.
+current_call: ContextVar[str] = ContextVar("current_call", default="")
+_unfinished_line: ContextVar[str] = ContextVar("_unfinished_line", default="")
 _BARE_VALUE = re.compile(r"[!#-&(-<>-\[\]-~]+")
 
 
@@ -187,6 +194,37 @@ def rename(identity: str) -> logging.Logger:
     return logger
 
 
+class PrintedLines(io.TextIOBase):
+    """Stands in for a worker's standard output: what a handler prints becomes lines of the log."""
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, text: str) -> int:
+        """Log each whole line; the rest waits for its end, in its own call."""
+        *lines, rest = (_unfinished_line.get() + text).split("\n")
+        while len(rest) > _LONGEST_LINE:
+            lines.append(rest[:_LONGEST_LINE])
+            rest = rest[_LONGEST_LINE:]
+        _unfinished_line.set(rest)
+        for line in lines:
+            _log_printed(line)
+        return len(text)
+
+
+def end_printing() -> None:
+    """Log what this call has printed without ending the line."""
+    rest = _unfinished_line.get()
+    if rest:
+        _unfinished_line.set("")
+        _log_printed(rest)
+
+
+def _log_printed(line: str) -> None:
+    logging.getLogger(LOGGER_NAME).info("call=%s printed: %s", current_call.get(), _on_one_line(line))
+
+
 @dataclass(frozen=True, slots=True)
 class CallRecord:
     """What is known of a call when it has ended.
@@ -196,7 +234,7 @@ class CallRecord:
         route: Name of the route; empty if none was found.
         script: The script that Asterisk asked for.
         outcome: ``ok``, ``hangup``, ``error``, ``noroute``, ``timeout``, ``gone``, ``denied``,
-            ``badrequest``, ``dbdown`` or ``stopped``.
+            ``badrequest``, ``dbdown``, ``overload`` or ``stopped``.
         hung_up: Whether the caller hung up during the call.
         commands: Number of AGI commands.
         total_s: From accept to the end.
@@ -207,6 +245,8 @@ class CallRecord:
         uniqueid: The channel's unique id.
         callerid: The caller's number.
         error: What went wrong, in one line; empty if nothing.
+        refused: Number of commands that the guard did not let out.
+        held_s: From accept until the handler gave the call back before its own end; None if it did not.
     """
 
     ref: str
@@ -223,6 +263,15 @@ class CallRecord:
     uniqueid: str
     callerid: str
     error: str = ""
+    refused: int = 0
+    held_s: float | None = None
+
+
+class RecordWriter(Protocol):
+    """Whoever keeps what is known of calls that have ended."""
+
+    def write(self, record: CallRecord, wall_s: float, /) -> None:
+        """Keep one record; the call ended at this time, in seconds since the epoch."""
 
 
 class AccessLog:
@@ -259,6 +308,10 @@ class AccessLog:
             f"db_ms={record.database_s * 1000:.1f} peer={record.peer} "
             f"uniqueid={value(record.uniqueid)} callerid={value(record.callerid)}"
         )
+        if record.held_s is not None:
+            line += f" held_ms={record.held_s * 1000:.1f}"
+        if record.refused:
+            line += f" refused={record.refused}"
         if record.error:
             line += f" error={value(record.error)}"
         if not self._lines:
@@ -278,7 +331,11 @@ def value(text: str) -> str:
     if _BARE_VALUE.fullmatch(text):
         return text
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
-    return '"' + "".join(char if char.isprintable() else _escape(char) for char in escaped) + '"'
+    return f'"{_on_one_line(escaped)}"'
+
+
+def _on_one_line(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() else _escape(c) for c in text)
 
 
 def _escape(char: str) -> str:

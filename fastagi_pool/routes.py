@@ -19,6 +19,7 @@ from functools import lru_cache
 from itertools import product
 from typing import Any, Final
 
+from fastagi_pool.endings import GO_ON, OnError
 from fastagi_pool.protocol import Request
 
 #: Scripts whose candidates are remembered; beyond it the memory begins anew. VICIdial-style scripts
@@ -61,6 +62,10 @@ class Route:
         databases: Databases without which the handler cannot work.
         script_timeout_s: The handler's own time; 0 for no limit.
         idle_timeout_s: Longest wait for Asterisk's answer; 0 for no limit.
+        raise_hangup: Whether a hangup ends the handler at its next command.
+        on_error: What the dialplan does after a call that failed.
+        clean_arguments: Whether line ends and NUL in arguments of commands become spaces.
+        mask_digits: Whether recordings hide what the caller dials.
     """
 
     name: str
@@ -75,6 +80,10 @@ class Route:
     databases: tuple[str, ...] = ()
     script_timeout_s: float = 60.0
     idle_timeout_s: float = 14400.0
+    raise_hangup: bool = True
+    on_error: OnError = GO_ON
+    clean_arguments: bool = False
+    mask_digits: bool = False
 
     @property
     def conditions(self) -> tuple[object, ...]:

@@ -23,6 +23,7 @@ from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainValidator, WithJsonSchema
 
+from fastagi_pool.endings import OnError
 from fastagi_pool.findings import Finding, RefusedValue, refuse_all
 from fastagi_pool.yamlfile import Bare, Location, bare_value
 
@@ -400,6 +401,10 @@ def _typed_option(value: object, location: Location, findings: list[Finding]) ->
         return None
 
 
+def _parse_error_policy(value: str) -> str:
+    return str(OnError.parse(value))
+
+
 # -- What models are made of ------------------------------------------------------------------------------
 
 _DURATION_SCHEMA: Final = {
@@ -491,5 +496,7 @@ DatabaseUrls: TypeAlias = Annotated[
 ]
 #: A function to import, as ``package.module:function``.
 HandlerName: TypeAlias = Annotated[str, AfterValidator(_parse_handler)]
+#: What the dialplan does after a failure, see :class:`~fastagi_pool.endings.OnError`.
+ErrorPolicy: TypeAlias = Annotated[str, AfterValidator(_parse_error_policy)]
 #: Free settings of any depth.
 Options: TypeAlias = Annotated[Mapping[str, object], BeforeValidator(_parse_options)]

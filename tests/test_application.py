@@ -11,6 +11,7 @@ import pytest
 
 from fastagi_pool.application import Application, assemble
 from fastagi_pool.config import load, load_text
+from fastagi_pool.endings import GO_ON, ErrorAction, OnError
 from fastagi_pool.errors import ConfigError, Problem
 from fastagi_pool.protocol import Request
 from fastagi_pool.routes import RouteKind
@@ -100,6 +101,10 @@ def test_every_key_of_a_route_arrives(workshop: Workshop) -> None:
             databases: [main]
             script_timeout: 5s
             idle_timeout: 0
+            on_hangup: continue
+            on_error: goto sorry, s, 1
+            command_guard: clean
+            mask_digits: yes
           - {regex: "call/[0-9]+", handler: "greetings:serve"}
         """
     )
@@ -108,7 +113,11 @@ def test_every_key_of_a_route_arrives(workshop: Workshop) -> None:
     assert (dict(full.query), dict(full.arguments), full.context) == ({"lang": "en"}, {1: "a"}, "inside")
     assert (full.priority, full.handler, dict(full.options)) == (7, "greetings:serve", {"greeting": "hi"})
     assert (full.databases, full.script_timeout_s, full.idle_timeout_s) == (("main",), 5.0, 0.0)
+    assert full.on_error == OnError(ErrorAction.GOTO, "sorry,s,1")
+    assert (full.raise_hangup, full.clean_arguments, full.mask_digits) == (False, True, True)
     assert (regex.kind, regex.pattern) == (RouteKind.REGEX, "call/[0-9]+")
+    assert (regex.raise_hangup, regex.clean_arguments, regex.mask_digits) == (True, False, False)
+    assert regex.on_error == GO_ON
 
 
 def test_limits_are_inherited(workshop: Workshop) -> None:
@@ -124,12 +133,29 @@ def test_limits_are_inherited(workshop: Workshop) -> None:
     assert (route.script_timeout_s, route.idle_timeout_s) == (7.0, 3600.0)
 
 
+def test_what_to_do_on_errors_is_inherited(workshop: Workshop) -> None:
+    """A route that says nothing does what is said in general, and ``continue`` takes that back."""
+    workshop.write("greetings")
+    application = workshop.assemble(
+        """
+        on_error: hangup
+        routes:
+          - {script: a, handler: "greetings:serve"}
+          - {script: b, handler: "greetings:serve", on_error: continue}
+          - {script: c, handler: "greetings:serve", on_error: "goto sorry,s,1"}
+        """
+    )
+    found = [str(route.on_error) for route in application.table.routes]
+    assert found == ["hangup", "continue", "goto sorry,s,1"]
+
+
 def test_databases_and_descriptors(workshop: Workshop) -> None:
     """Each database is described with its name, and the files that a worker needs are counted."""
     workshop.write("greetings")
     application = workshop.assemble(
         """
         calls_per_worker: 100
+        max_queue: 20
         databases:
           main:
             url: mysql+pymysql://u@h/d
@@ -145,8 +171,8 @@ def test_databases_and_descriptors(workshop: Workshop) -> None:
     assert (main.name, main.password, main.pool_size) == ("main", "secret", 3)
     assert (main.required_at_boot, main.read_timeout_s) == (False, 9.0)
     assert (other.name, other.urls, other.pool_size) == ("other", ("sqlite:////tmp/a.db",), 2)
-    # One for each call and connection, one to listen, and 64 to spare.
-    assert application.descriptors == 100 + 5 + 1 + 64
+    # One for each call, whether served or waiting, and connection, one to listen, and 64 to spare.
+    assert application.descriptors == 100 + 20 + 5 + 1 + 64
 
 
 def test_hooks_are_collected_once(workshop: Workshop) -> None:

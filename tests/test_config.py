@@ -17,8 +17,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fastagi_pool.config import (
+    CommandGuard,
     Config,
     Database,
+    HangupPolicy,
     Limits,
     LoadedConfig,
     Log,
@@ -80,9 +82,10 @@ def test_defaults() -> None:
         0,
         0,
     )
+    assert (found.max_queue, found.max_wait) == (100, 5)
     assert (found.max_unavailable, found.max_draining) == (1, 16)
     assert (found.graceful_timeout, found.drain_timeout, found.boot_timeout) == (30, 14400, 60)
-    assert (found.boot_retries, found.watchdog) == (10, 30)
+    assert (found.boot_retries, found.watchdog, found.on_error) == (10, 30, "continue")
     assert (found.python_path, found.runtime_dir, found.pid_file) == ((), Path("/run/fastagi-pool"), "")
     assert found.limits == Limits(
         header_timeout=10,
@@ -114,6 +117,22 @@ def test_database_defaults() -> None:
     }
 
 
+def test_route_defaults() -> None:
+    """A route needs nothing but what it matches and its handler; what is not safe must be asked for."""
+    found = route("script: x, handler: a:b")
+    assert (found.on_hangup, found.command_guard) == (HangupPolicy.RAISE, CommandGuard.STRICT)
+    assert (found.on_error, found.mask_digits) == (None, False)
+
+
+def test_policies_of_a_route() -> None:
+    """The policies of a route are read as they are written, also from a variable."""
+    policies = "on_hangup: continue, command_guard: '${G}', mask_digits: on, on_error: ' goto  a ,s, 1'"
+    text = f"routes: [{{script: x, handler: a:b, {policies}}}]"
+    found = loaded(text, {"G": "clean"}).config.routes[0]
+    assert (found.on_hangup, found.command_guard) == (HangupPolicy.CONTINUE, CommandGuard.CLEAN)
+    assert (found.on_error, found.mask_digits) == ("goto a,s,1", True)
+
+
 def test_everything_set() -> None:
     """Every key that is set reaches the model with its type."""
     found = config(
@@ -125,6 +144,7 @@ def test_everything_set() -> None:
         max_calls_jitter: 0
         log: {level: debug, access: off}
         pid_file: /run/x.pid
+        on_error: goto sorry,s,1
         """
     )
     assert [str(address) for address in found.listen] == ["*:4577", "systemd"]
@@ -135,7 +155,7 @@ def test_everything_set() -> None:
     )
     assert (found.workers, found.max_memory, found.max_calls_jitter) == (3, 2**28, 0.0)
     assert found.log == Log(level=LogLevel.DEBUG, access="off")
-    assert found.pid_file == "/run/x.pid"
+    assert (found.pid_file, found.on_error) == ("/run/x.pid", "goto sorry,s,1")
 
 
 def test_worker_count() -> None:
@@ -258,6 +278,9 @@ def test_database_password_goes_into_each_url() -> None:
         ("backlog: 1.5", "backlog: must be a whole number without quotes, not '1.5'"),
         ("backlog: 0", "backlog: must be at least 1"),
         ("backlog: 65536", "backlog: must be at most 65535"),
+        ("max_queue: -1", "max_queue: must be at least 0"),
+        ("max_queue: 10001", "max_queue: must be at most 10000"),
+        ("max_wait: -1s", "max_wait: must not be negative"),
         ("max_calls_jitter: 1.01", "max_calls_jitter: must be at most 1"),
         ("max_calls_jitter: .nan", "max_calls_jitter: must be a number without quotes, not '.nan'"),
         (
@@ -274,6 +297,11 @@ def test_database_password_goes_into_each_url() -> None:
             "limits: {header_size: 1KB, line_length: 2KB}",
             "limits.line_length: must be at least 256 bytes and at most header_size",
         ),
+        (
+            "on_error: goto sorry",
+            "on_error: must be 'continue', 'hangup' or 'goto context,extension,priority'",
+        ),
+        ("on_error: [hangup]", "on_error: must be text"),
         ("limits: 5", "limits: must be a mapping"),
         ("log: {level: INFO}", "log.level: must be 'debug', 'info', 'warning' or 'error'"),
         ("log: {file: off}", "log.file: must be '-' or an absolute path"),
@@ -393,6 +421,13 @@ def test_problem_of_a_key(line: str, message: str) -> None:
         ),
         ("script: x, handler: a:b, priority: -1000001", ".priority: must be at least -1000000"),
         ("script: x, handler: a:b, script_timeout: -1", ".script_timeout: must not be negative"),
+        ("script: x, handler: a:b, on_hangup: no", ".on_hangup: must be 'raise' or 'continue'"),
+        ("script: x, handler: a:b, command_guard: off", ".command_guard: must be 'strict' or 'clean'"),
+        ("script: x, handler: a:b, mask_digits: 1", ".mask_digits: must be true or false, not '1'"),
+        (
+            "script: x, handler: a:b, on_error: 'goto a,b'",
+            ".on_error: must be 'continue', 'hangup' or 'goto context,extension,priority'",
+        ),
     ],
 )
 def test_problem_of_a_route(text: str, message: str) -> None:

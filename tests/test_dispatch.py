@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import shlex
+import socket
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import gevent
+import gevent.event
 import pytest
 from sqlalchemy import text
 from test_session import Link, connect, in_hub
@@ -21,8 +23,16 @@ from fastagi_pool.call import Call
 from fastagi_pool.context import Context
 from fastagi_pool.database import Database, DatabaseSettings
 from fastagi_pool.dispatch import Dispatcher, Handler
-from fastagi_pool.errors import CallHangup, CallStopped, CallTimeout, DatabaseUnavailable
-from fastagi_pool.logs import AccessLog, LogFile
+from fastagi_pool.endings import GO_ON, ErrorAction, OnError
+from fastagi_pool.errors import (
+    AGICallFinished,
+    AGICommandRefused,
+    CallHangup,
+    CallStopped,
+    CallTimeout,
+    DatabaseUnavailable,
+)
+from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, current_call
 from fastagi_pool.routes import Route, RouteKind, RouteTable
 
 IDENTITY = "worker=3 gen=1 pid=42"
@@ -57,11 +67,19 @@ class Ending:
 
 @dataclass
 class House:
-    """A dispatcher with one route, ``hello``, and all it writes."""
+    """A dispatcher with one route, ``hello``, and all it writes.
+
+    Attributes:
+        path: Where access lines go.
+        databases: The worker's databases.
+        route: What the route has besides its name and its script.
+        on_error: What becomes of calls that find no route.
+    """
 
     path: Path
     databases: dict[str, Database] = field(default_factory=dict)
-    needs: tuple[str, ...] = ()
+    route: dict[str, Any] = field(default_factory=dict)
+    on_error: OnError = GO_ON
 
     def __post_init__(self) -> None:
         self.records = Records()
@@ -70,17 +88,16 @@ class House:
         self.state: dict[str, Any] = {"shared": 1}
         self.handler: Handler = lambda call, context: None
         file = LogFile(str(self.path))
-        route = Route(
-            "greeting", RouteKind.GLOB, "hello*", "x:y", options={"colour": "red"}, databases=self.needs
-        )
+        route = Route("greeting", RouteKind.GLOB, "hello*", "x:y", options={"colour": "red"})
         self.dispatcher = Dispatcher(
-            table=RouteTable([route]),
+            table=RouteTable([replace(route, **self.route)]),
             handlers={"greeting": lambda call, context: self.handler(call, context)},
             databases=self.databases,
             state=self.state,
             log=self.log,
             access=AccessLog(file, IDENTITY, gevent.get_hub().loop.run_callback),
             ref_prefix="6a01-2a-",
+            on_error=self.on_error,
         )
 
     def call(
@@ -213,6 +230,11 @@ def go_on_after_the_hangup(call: Call, context: Context) -> None:
         call.set_variable("LEFT", "yes")
 
 
+def expand_a_line_end(call: Call, context: Context) -> None:
+    """Send what came from somewhere, a line end and all."""
+    call.noop("a\nb")
+
+
 def answer_the_dead(call: Call, context: Context) -> None:
     """Notice the hangup and go on as if there had been none."""
     try:
@@ -243,6 +265,22 @@ def miss_the_database(call: Call, context: Context) -> None:
 
 NOOP = b"NOOP\n"
 FAILURE = b"failure\n"
+
+
+def told(status: str, error: str, *orders: bytes, ref: str = "6a01-2a-1") -> list[bytes]:
+    """Give the lines by which the dialplan learns of a failure.
+
+    Args:
+        status: FAGI_STATUS.
+        error: FAGI_ERROR, as it stands in the command line.
+        orders: What it is sent to do.
+        ref: FAGI_REF.
+    """
+    lines = [f"SET VARIABLE FAGI_STATUS {status}\n", f"SET VARIABLE FAGI_ERROR {error}\n"]
+    return [*(line.encode() for line in lines), f"SET VARIABLE FAGI_REF {ref}\n".encode(), *orders, FAILURE]
+
+
+BUG = told("ERROR", '"ValueError: bug"')
 QUIET: list[tuple[str, bool]] = []
 WARNED = [("WARNING", False)]
 TRACED = [("ERROR", True)]
@@ -254,24 +292,77 @@ DEAD = b"511 Command Not Permitted on a dead channel or intercept routine\n"
     [
         (go_well, (OK,), "ok", [NOOP], QUIET),
         (do_nothing, (), "ok", [], QUIET),
-        (crash, (), "error", [FAILURE], TRACED),
-        (crash_after_a_command, (OK,), "error", [NOOP, FAILURE], TRACED),
-        (leave_the_program, (), "error", [FAILURE], TRACED),
-        (interrupt, (), "error", [FAILURE], TRACED),
-        (end_its_greenlet, (), "error", [FAILURE], TRACED),
+        (crash, (), "error", BUG, TRACED),
+        (crash_after_a_command, (OK,), "error", [NOOP, *told("ERROR", '"KeyError: missing"')], TRACED),
+        (leave_the_program, (), "error", told("ERROR", '"SystemExit: 1"'), TRACED),
+        (interrupt, (), "error", told("ERROR", "KeyboardInterrupt:"), TRACED),
+        (end_its_greenlet, (), "error", told("ERROR", "GreenletExit:"), TRACED),
         (go_well, (HANGUP,), "hangup", [NOOP], QUIET),
         (retry_for_ever, (OK, OK, HANGUP), "hangup", [NOOP] * 3, QUIET),
         (go_on_after_the_hangup, (HANGUP, OK), "ok", [NOOP, b"SET VARIABLE LEFT yes\n"], QUIET),
         (answer_the_dead, (HANGUP, DEAD), "hangup", [NOOP, b"ANSWER\n"], QUIET),
-        (answer, (DEAD,), "error", [b"ANSWER\n", FAILURE], TRACED),
-        (answer, (b"200 result=-1\n",), "error", [b"ANSWER\n", FAILURE], TRACED),
-        (answer, (b"510 Invalid or unknown command\n",), "error", [b"ANSWER\n", FAILURE], TRACED),
+        (answer_the_dead, (HANGUP, b"200 result=-1\n"), "hangup", [NOOP, b"ANSWER\n"], QUIET),
+        (
+            answer,
+            (DEAD,),
+            "error",
+            [
+                b"ANSWER\n",
+                *told("ERROR", '"AGIDeadChannel: not permitted on a channel that hung up 511 : ANSWER"'),
+            ],
+            TRACED,
+        ),
+        (
+            answer,
+            (b"200 result=-1\n",),
+            "error",
+            [b"ANSWER\n", *told("ERROR", '"AGICommandFailed: Asterisk answered -1: ANSWER"')],
+            TRACED,
+        ),
+        (
+            answer,
+            (b"510 Invalid or unknown command\n",),
+            "error",
+            [
+                b"ANSWER\n",
+                *told("ERROR", '"AGIInvalidCommand: Asterisk does not know this command 510 : ANSWER"'),
+            ],
+            TRACED,
+        ),
+        (
+            expand_a_line_end,
+            (),
+            "error",
+            told(
+                "ERROR",
+                '"AGICommandRefused: a command must not hold a line end or NUL: NOOP a nb"',
+            ),
+            [*WARNED, *TRACED],
+        ),
         (go_well, (b"",), "gone", [NOOP], QUIET),
         (retry_for_ever, (OK, b""), "gone", [NOOP, NOOP], QUIET),
-        (go_well, (b"nonsense\n",), "badrequest", [NOOP, FAILURE], QUIET),
-        (run_out_of_time, (), "timeout", [FAILURE], WARNED),
-        (be_stopped, (), "stopped", [FAILURE], WARNED),
-        (miss_the_database, (), "dbdown", [FAILURE], WARNED),
+        (
+            go_well,
+            (b"nonsense\n",),
+            "badrequest",
+            [NOOP, *told("BADREQUEST", '"CallOutOfStep: a line that answers nothing: b nonsense"')],
+            QUIET,
+        ),
+        (
+            run_out_of_time,
+            (),
+            "timeout",
+            told("TIMEOUT", '"CallTimeout: script time-out of 60 s"'),
+            WARNED,
+        ),
+        (be_stopped, (), "stopped", told("STOPPED", '"CallStopped: the worker must end"'), WARNED),
+        (
+            miss_the_database,
+            (),
+            "dbdown",
+            told("DBDOWN", '"DatabaseUnavailable: database main is not available: connection refused"'),
+            WARNED,
+        ),
     ],
 )
 def test_how_calls_end(
@@ -282,7 +373,7 @@ def test_how_calls_end(
     heard: list[bytes],
     logged: list[tuple[str, bool]],
 ) -> None:
-    """Each behaviour has its outcome; the dialplan hears of failures only, the log of what needs a person."""
+    """Each behaviour has its outcome; the dialplan hears of failures, the log of what needs a person."""
     ending = house.call(handler, replies)
     assert house.outcomes == [outcome]
     assert ending.heard == heard
@@ -299,24 +390,47 @@ def unreachable(call: Call, context: Context) -> None:
 
 
 @pytest.mark.parametrize(
-    ("script", "begin", "outcome", "error"),
+    ("script", "begin", "outcome", "error", "said"),
     [
-        ("other", b"", "noroute", "no route matches the script, and there is no default"),
-        ("hello/../etc", b"", "badrequest", "a script name must not hold '..'"),
-        ("hello\x1b[2J", b"", "badrequest", "a script name must not hold control characters"),
-        ("", b"GET / HTTP/1.1\r\n\r\n", "badrequest", "RemoteProtocolError: not AGI"),
+        (
+            "other",
+            b"",
+            "noroute",
+            "no route matches the script, and there is no default",
+            "no route matches the script and there is no default",
+        ),
+        (
+            "hello/../etc",
+            b"",
+            "badrequest",
+            "a script name must not hold '..'",
+            "a script name must not hold ..",
+        ),
+        (
+            "hello\x1b[2J",
+            b"",
+            "badrequest",
+            "a script name must not hold control characters",
+            "a script name must not hold control characters",
+        ),
+        (
+            "",
+            b"GET / HTTP/1.1\r\n\r\n",
+            "badrequest",
+            "RemoteProtocolError: not AGI: the first bytes are b'GET / HTTP/1.1\\r\\n\\r\\n'",
+            "RemoteProtocolError: not AGI: the first bytes are b GET / HTTP/1.1 r n r n",
+        ),
     ],
     ids=["no route", "dots", "control", "http"],
 )
 def test_calls_that_reach_no_handler(
-    house: House, script: str, begin: bytes, outcome: str, error: str
+    house: House, script: str, begin: bytes, outcome: str, error: str, said: str
 ) -> None:
     """A script that is not served fails in the dialplan, and the access line says why."""
     ending = house.call(unreachable, script=script, begin=begin)
-    assert ending == Ending(True, [FAILURE])
+    assert ending == Ending(True, told(outcome.upper(), f'"{said}"'))
     [line] = house.access
-    assert (line["outcome"], line["route"]) == (outcome, "")
-    assert line["error"].startswith(error)
+    assert (line["outcome"], line["route"], line["error"]) == (outcome, "", error)
     assert house.logged == QUIET
 
 
@@ -331,17 +445,19 @@ def test_a_probe_leaves_no_trace(house: House) -> None:
     assert house.logged == QUIET
 
 
-def test_an_address_that_may_not_call(house: House) -> None:
-    """A caller who is not allowed gets a failure without being heard, and an access line."""
+@pytest.mark.parametrize("outcome", ["denied", "overload"])
+def test_a_call_that_is_refused(house: House, outcome: str) -> None:
+    """A caller who is not served gets a failure and the reason without being heard, and an access line."""
     link = connect()
-    running = link.run(house.dispatcher.deny)
+    running = link.run(lambda session: house.dispatcher.refuse(session, outcome, "not today, please"))
     link.say(environment("hello"))
-    assert link.hear_all() == FAILURE
+    assert link.hear_all() == b"".join(told(outcome.upper(), '"not today please"'))
     link.peer.close()
     assert running.result() is True
     gevent.sleep(0)
     [line] = house.access
-    assert (line["outcome"], line["script"], line["peer"]) == ("denied", "", "10.0.0.7")
+    assert (line["outcome"], line["script"], line["peer"]) == (outcome, "", "10.0.0.7")
+    assert (line["error"], line["commands"]) == ("not today, please", "0")
 
 
 def test_without_an_access_log(house: House) -> None:
@@ -350,9 +466,248 @@ def test_without_an_access_log(house: House) -> None:
     link = connect()
     running = link.run(silent.serve)
     link.say(environment("hello"))
-    assert link.hear_all() == FAILURE
+    assert link.hear_all().endswith(FAILURE)
     link.peer.close()
     assert running.result() is True
+
+
+# ---- what the dialplan is sent to do
+
+HANG_UP = OnError(ErrorAction.HANGUP)
+SORRY = OnError(ErrorAction.GOTO, "sorry,s,1")
+ELSEWHERE = OnError(ErrorAction.GOTO, "elsewhere,s,1")
+GOTO_SORRY = [b"SET CONTEXT sorry\n", b"SET EXTENSION s\n", b"SET PRIORITY 1\n"]
+
+
+@pytest.mark.parametrize(
+    ("route", "general", "orders"),
+    [
+        (GO_ON, GO_ON, []),
+        (HANG_UP, GO_ON, [b"HANGUP\n"]),
+        (SORRY, GO_ON, GOTO_SORRY),
+        (SORRY, HANG_UP, GOTO_SORRY),
+        (GO_ON, HANG_UP, []),
+    ],
+)
+def test_what_a_route_does_on_error(
+    tmp_path: Path, route: OnError, general: OnError, orders: list[bytes]
+) -> None:
+    """A failure on a route sends the call where the route says, whatever is said in general."""
+    house = House(tmp_path / "access.log", route={"on_error": route}, on_error=general)
+    assert house.call(crash).heard == told("ERROR", '"ValueError: bug"', *orders)
+
+
+@pytest.mark.parametrize(("general", "orders"), [(HANG_UP, [b"HANGUP\n"]), (SORRY, GOTO_SORRY)])
+def test_what_becomes_of_calls_without_a_route(tmp_path: Path, general: OnError, orders: list[bytes]) -> None:
+    """A call that finds no route, or is refused, is sent where all are sent."""
+    house = House(tmp_path / "access.log", route={"on_error": ELSEWHERE}, on_error=general)
+    lost = house.call(unreachable, script="other").heard
+    assert lost[3:] == [*orders, FAILURE]
+    link = connect()
+    running = link.run(lambda session: house.dispatcher.refuse(session, "denied", "not in allow"))
+    assert link.hear_all().splitlines(keepends=True)[3:] == [*orders, FAILURE]
+    link.peer.close()
+    running.result()
+
+
+@pytest.mark.parametrize("ended", [do_nothing, go_well], ids=["nothing", "well"])
+def test_a_call_that_went_well_is_sent_nowhere(tmp_path: Path, ended: Handler) -> None:
+    """What is to be done on an error is done on errors alone."""
+    house = House(tmp_path / "access.log", route={"on_error": HANG_UP}, on_error=HANG_UP)
+    replies = (OK,) if ended is go_well else ()
+    assert house.call(ended, replies).heard == [NOOP] * len(replies)
+
+
+def test_a_dead_channel_is_sent_nowhere(tmp_path: Path) -> None:
+    """A handler that fails after the hangup is told of, but there is no call that could go anywhere."""
+    house = House(tmp_path / "access.log", route={"on_error": SORRY})
+
+    def tidy_up_badly(call: Call, context: Context) -> None:
+        try:
+            call.noop()
+        except CallHangup:
+            raise ValueError("bug") from None
+
+    assert house.call(tidy_up_badly, (HANGUP,)).heard == [NOOP, *BUG]
+    assert (house.outcomes, house.access[0]["hangup"]) == (["error"], "yes")
+
+
+def test_a_channel_found_dead_is_sent_nowhere(tmp_path: Path) -> None:
+    """Without HANGUP (AGISIGHUP=no) a 511 says as well that there is no call that could go anywhere."""
+    house = House(tmp_path / "access.log", route={"on_error": SORRY})
+    heard = house.call(answer, (DEAD,)).heard
+    assert (heard[0], len(heard), heard[-1]) == (b"ANSWER\n", 5, FAILURE)
+
+
+def test_an_h_extension_is_sent_nowhere(tmp_path: Path) -> None:
+    """A handler that fails after the call must not take the rest of its h extension with it."""
+    house = House(tmp_path / "access.log", route={"on_error": SORRY})
+    begin = environment("hello").replace(b"\n\n", b"\nagi_extension: h\n\n")
+    assert house.call(crash, begin=begin).heard == BUG
+
+
+def test_the_whole_reason_is_one_piece(tmp_path: Path) -> None:
+    """All that is said of a failure is one write, which our end of the connection follows."""
+    house = House(tmp_path / "access.log", route={"on_error": SORRY})
+    house.handler = crash
+    link = connect(lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    running = link.run(house.dispatcher.serve)
+    link.say(environment("hello"))
+    assert link.peer.recv(65536) == b"".join(told("ERROR", '"ValueError: bug"', *GOTO_SORRY))
+    link.peer.close()
+    running.result()
+
+
+# ---- the settings of a route
+
+
+def test_a_route_on_which_hangups_are_noted(tmp_path: Path) -> None:
+    """The handler goes on behind a hangup as if nothing had been, and can see it."""
+    house = House(tmp_path / "access.log", route={"raise_hangup": False})
+    seen: list[bool] = []
+
+    def log_the_call(call: Call, context: Context) -> None:
+        call.noop()
+        seen.append(call.hung_up)
+        call.set_variable("LEFT", "yes")
+
+    assert house.call(log_the_call, (HANGUP, OK)).heard == [NOOP, b"SET VARIABLE LEFT yes\n"]
+    assert (seen, house.outcomes, house.access[0]["hangup"]) == ([True], ["ok"], "yes")
+    assert house.logged == QUIET
+
+
+@pytest.mark.parametrize("answered", [DEAD, b"200 result=-1\n", b"200 result=-1\nHANGUP\n"])
+def test_a_noted_hangup_ends_the_call_all_the_same(tmp_path: Path, answered: bytes) -> None:
+    """A handler that does not look, and sends what needs a live channel, has been hung up: no error."""
+    house = House(tmp_path / "access.log", route={"raise_hangup": False})
+
+    def play(call: Call, context: Context) -> None:
+        call.noop()
+        call.answer()
+
+    ending = house.call(play, (OK if answered.endswith(b"HANGUP\n") else HANGUP, answered))
+    assert (ending.heard, house.outcomes, house.logged) == ([NOOP, b"ANSWER\n"], ["hangup"], QUIET)
+
+
+def test_a_route_with_clean_arguments(tmp_path: Path) -> None:
+    """A line end in an argument becomes a space, and nothing was refused."""
+    house = House(tmp_path / "access.log", route={"clean_arguments": True})
+    assert house.call(expand_a_line_end, (OK,)).heard == [b'NOOP "a b"\n']
+    assert "refused" not in house.access[0]
+
+
+def test_refused_commands_are_counted(house: House) -> None:
+    """The access line tells of commands that the guard held back, though the handler went on."""
+
+    def try_twice(call: Call, context: Context) -> None:
+        for bad in ("a\n", "b\0"):
+            try:
+                call.noop(bad)
+            except AGICommandRefused:
+                continue
+        call.noop()
+
+    assert house.call(try_twice, (OK,)).heard == [NOOP]
+    [line] = house.access
+    assert (line["outcome"], line["refused"], line["commands"]) == ("ok", "2", "1")
+    assert "error" not in line
+
+
+# ---- handlers that give their call back
+
+
+def test_a_call_given_back(house: House) -> None:
+    """The dialplan goes on at once, the handler goes on too, and the access line knows both times."""
+    link = connect()
+    go_on = gevent.event.Event()
+
+    def work_on(call: Call, context: Context) -> None:
+        call.noop()
+        call.finish()
+        go_on.wait()
+
+    house.handler = work_on
+    running = link.run(house.dispatcher.serve)
+    link.say(environment("hello"))
+    assert link.hear_line() == NOOP
+    link.say(OK)
+    assert link.hear_all() == b""
+    assert not running.is_over
+    link.peer.close()
+    go_on.set()
+    assert running.result() is False
+    gevent.sleep(0)
+    [line] = house.access
+    assert (line["outcome"], line["commands"]) == ("ok", "1")
+    assert 0 <= float(line["held_ms"]) <= float(line["total_ms"])
+
+
+def finish_and_crash(call: Call, context: Context) -> None:
+    """Have a bug where the dialplan does not see it any more."""
+    call.finish()
+    raise ValueError("bug")
+
+
+def finish_and_command(call: Call, context: Context) -> None:
+    """Forget that the call was given back."""
+    call.finish()
+    call.noop()
+
+
+def finish_and_run_out(call: Call, context: Context) -> None:
+    """Take too long without the call."""
+    call.finish()
+    raise CallTimeout("script", 60.0)
+
+
+@pytest.mark.parametrize(
+    ("handler", "outcome", "logged"),
+    [
+        (finish_and_crash, "error", TRACED),
+        (finish_and_command, "error", TRACED),
+        (finish_and_run_out, "timeout", WARNED),
+    ],
+)
+def test_a_failure_behind_the_call(
+    tmp_path: Path, handler: Handler, outcome: str, logged: list[tuple[str, bool]]
+) -> None:
+    """What goes wrong after finish() is for the log and the access line; the dialplan is told nothing."""
+    house = House(tmp_path / "access.log", route={"on_error": SORRY})
+    assert house.call(handler) == Ending(True, [])
+    assert (house.outcomes, house.logged) == ([outcome], logged)
+    assert "held_ms" in house.access[0]
+
+
+def test_a_command_behind_the_call_can_be_caught(house: House) -> None:
+    """A handler that shares code with others may find out that there is no call any more."""
+
+    def try_it(call: Call, context: Context) -> None:
+        call.finish()
+        with pytest.raises(AGICallFinished):
+            call.noop()
+
+    assert house.call(try_it) == Ending(False, [])
+    assert house.outcomes == ["ok"]
+
+
+# ---- what handlers print
+
+
+def test_what_a_handler_prints_names_its_call(house: House, caplog: pytest.LogCaptureFixture) -> None:
+    """Printed lines carry the reference of their call, and the last one is logged without its end too."""
+    caplog.set_level(logging.INFO, "fastagi_pool")
+    lines = PrintedLines()
+
+    def talk(call: Call, context: Context) -> None:
+        assert current_call.get() == call.ref
+        print("hello", file=lines)
+        print("no end", end="", file=lines)
+
+    for _ in range(2):
+        house.call(talk)
+    assert [record.getMessage() for record in caplog.records] == [
+        f"call=6a01-2a-{number} printed: {text}" for number in (1, 2) for text in ("hello", "no end")
+    ]
 
 
 # ---- limits of the route
@@ -366,7 +721,7 @@ def test_a_real_limit_ends_a_real_handler(house: House) -> None:
     link.say(environment("hello"))
     gevent.sleep(0.001)
     in_hub(lambda: link.session.expire(link.session.deadline_s))
-    assert link.hear_all() == FAILURE
+    assert link.hear_all() == b"".join(told("TIMEOUT", '"CallTimeout: script time-out of 60 s"'))
     link.peer.close()
     assert running.result() is True
     gevent.sleep(0)
@@ -487,9 +842,11 @@ def test_a_route_waits_for_no_database_that_is_away(tmp_path: Path) -> None:
     database = Database(DatabaseSettings("main", (f"sqlite:///{tmp_path}/nowhere/test.db",)))
     with pytest.raises(DatabaseUnavailable):
         database.open()
-    house = House(tmp_path / "access.log", {"main": database}, needs=("main",))
+    house = House(tmp_path / "access.log", {"main": database}, {"databases": ("main",)})
     ending = house.call(unreachable)
-    assert ending == Ending(True, [FAILURE])
+    reason = "it did not answer a moment ago and the route needs it"
+    error = f'"DatabaseUnavailable: database main is not available: {reason}"'
+    assert ending == Ending(True, told("DBDOWN", error))
     assert house.outcomes == ["dbdown"]
     assert house.logged == WARNED
     database.close()

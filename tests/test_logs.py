@@ -9,8 +9,10 @@ import re
 import shlex
 import time
 from collections.abc import Callable, Iterator
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
@@ -23,7 +25,10 @@ from fastagi_pool.logs import (
     Clock,
     LogFile,
     LogFileHandler,
+    PrintedLines,
     configure,
+    current_call,
+    end_printing,
     ensure_folder,
     value,
 )
@@ -124,6 +129,20 @@ def test_a_failed_call_says_why(path: Path) -> None:
     line = written(path, replace(RECORD, outcome="error", hung_up=True, error='ValueError: no "x"'))
     assert " outcome=error hangup=yes " in line
     assert line.endswith(' callerid=100 error="ValueError: no \\"x\\""\n')
+
+
+@pytest.mark.parametrize(
+    ("more", "tail"),
+    [
+        ({"held_s": 0.00512}, " held_ms=5.1"),
+        ({"held_s": 0.0}, " held_ms=0.0"),
+        ({"refused": 2}, " refused=2"),
+        ({"held_s": 0.5, "refused": 1, "error": "bug"}, " held_ms=500.0 refused=1 error=bug"),
+    ],
+)
+def test_what_is_said_only_where_there_is_something(path: Path, more: dict[str, Any], tail: str) -> None:
+    """A call given back early and refused commands are told behind the fixed words, before the error."""
+    assert written(path, replace(RECORD, **more)).endswith(f" callerid=100{tail}\n")
 
 
 def test_empty_values_stay_visible(path: Path) -> None:
@@ -399,6 +418,138 @@ def test_every_lost_access_line_is_counted() -> None:
         access.write(RECORD, WALL_S)
     later.run()
     assert file.lost_lines == 5
+
+
+# ---- what handlers print
+
+
+@dataclass
+class Printer:
+    """Standard output of a worker, with what is logged of it."""
+
+    path: Path
+    lines: PrintedLines = field(default_factory=PrintedLines)
+
+    def call(self, ref: str) -> Context:
+        """Begin a call: what runs in its context is that call's."""
+        context = copy_context()
+        context.run(current_call.set, ref)
+        return context
+
+    @property
+    def logged(self) -> list[str]:
+        """All that was logged, without time and identity."""
+        marker = f" INFO {IDENTITY} "
+        return [line.partition(marker)[2] for line in self.path.read_text().split("\n")[:-1]]
+
+
+@pytest.fixture
+def printer(logger: logging.Logger, path: Path) -> Printer:
+    """Standard output of a worker that logs at level info."""
+    return Printer(path)
+
+
+def test_a_printed_line_is_logged(printer: Printer) -> None:
+    """What a handler prints becomes a line of the log that names the call."""
+    printer.call("6a01-2a-1").run(print, "hello", 7, file=printer.lines, flush=True)
+    assert printer.logged == ["call=6a01-2a-1 printed: hello 7"]
+
+
+def test_several_lines_and_empty_ones(printer: Printer) -> None:
+    """Each line of a text is a line of the log, an empty one too."""
+    written_characters = printer.call("1").run(printer.lines.write, "one\n\ntwo\nthree")
+    assert written_characters == len("one\n\ntwo\nthree")
+    assert printer.logged == ["call=1 printed: one", "call=1 printed: ", "call=1 printed: two"]
+
+
+def test_a_line_in_pieces(printer: Printer) -> None:
+    """A line that is printed in pieces is logged once, when it is whole."""
+    context = printer.call("1")
+    for piece in ("he", "", "l", "lo"):
+        context.run(printer.lines.write, piece)
+    assert printer.logged == []
+    context.run(printer.lines.write, "\nnext")
+    assert printer.logged == ["call=1 printed: hello"]
+
+
+def test_a_line_without_an_end(printer: Printer) -> None:
+    """What stands without its line end when a call is over is logged then, and only once."""
+    context = printer.call("1")
+    context.run(printer.lines.write, "no end")
+    for _ in range(2):
+        context.run(end_printing)
+    assert printer.logged == ["call=1 printed: no end"]
+    context.run(printer.lines.write, "\n")
+    context.run(end_printing)
+    assert printer.logged[1:] == ["call=1 printed: "]
+
+
+def test_calls_do_not_mix_their_lines(printer: Printer) -> None:
+    """Calls that print in turn, each in pieces, have each their own lines."""
+    one, two = printer.call("1"), printer.call("2")
+    for word in ("first", " ", "line"):
+        one.run(printer.lines.write, word)
+        two.run(printer.lines.write, word.upper())
+    two.run(printer.lines.write, "\n")
+    one.run(print, file=printer.lines)
+    one.run(printer.lines.write, "rest of 1")
+    two.run(end_printing)
+    one.run(end_printing)
+    assert printer.logged == [
+        "call=2 printed: FIRST LINE",
+        "call=1 printed: first line",
+        "call=1 printed: rest of 1",
+    ]
+
+
+def test_what_is_printed_outside_of_calls(printer: Printer) -> None:
+    """A module that prints while a worker is set up is heard too, without a call."""
+    Context().run(print, "ready", file=printer.lines)
+    assert printer.logged == ["call= printed: ready"]
+
+
+@pytest.mark.parametrize(
+    ("text", "logged"),
+    [
+        ("\x1b[2J\x07", "\\x1b[2J\\x07"),
+        ("a\rb\tc\0", "a\\rb\\tc\\x00"),
+        ("\u2028\x85", "\\u2028\\x85"),
+        ("J\udcfcrgen Zoë", "J\\udcfcrgen Zoë"),
+    ],
+)
+def test_printed_control_characters_are_shown(printer: Printer, text: str, logged: str) -> None:
+    """What callers send and handlers print moves no terminal's cursor and forges no line."""
+    printer.call("1").run(print, text, file=printer.lines)
+    assert printer.logged == [f"call=1 printed: {logged}"]
+
+
+@pytest.mark.parametrize("piece", [1, 1000, 8192, 20_000])
+def test_a_printed_line_that_never_ends(printer: Printer, piece: int) -> None:
+    """A handler that prints and never ends its line fills no memory: it is logged in pieces of 8,192."""
+    text = "".join(str(number % 10) for number in range(20_000))
+    context = printer.call("1")
+    for start in range(0, len(text), piece):
+        context.run(printer.lines.write, text[start : start + piece])
+    assert [len(line) for line in printer.logged] == [len("call=1 printed: ") + 8192] * 2
+    context.run(end_printing)
+    assert "".join(line.removeprefix("call=1 printed: ") for line in printer.logged) == text
+
+
+def test_a_long_printed_line_that_ends(printer: Printer) -> None:
+    """A long line that comes with its end is one line of the log; print() writes the end apart."""
+    context = printer.call("1")
+    context.run(printer.lines.write, "x" * 20_000 + "\n")
+    context.run(print, "y" * 8192, file=printer.lines)
+    assert printer.logged == ["call=1 printed: " + "x" * 20_000, "call=1 printed: " + "y" * 8192]
+
+
+def test_the_stand_in_is_a_stream(printer: Printer) -> None:
+    """Whoever looks at standard output before using it finds a stream that can be written to."""
+    assert printer.lines.writable()
+    assert not printer.lines.readable()
+    assert not printer.lines.isatty()
+    printer.call("1").run(printer.lines.writelines, ["one\n", "two\n"])
+    assert printer.logged == ["call=1 printed: one", "call=1 printed: two"]
 
 
 # ---- folders

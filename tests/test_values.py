@@ -15,6 +15,7 @@ from fastagi_pool.values import (
     AbsolutePath,
     DatabaseName,
     DatabaseUrls,
+    ErrorPolicy,
     Fraction,
     HandlerName,
     ListenAddress,
@@ -252,6 +253,8 @@ def test_find_login(url: str, login: tuple[str, str | None] | None) -> None:
         (DatabaseUrls, "sqlite://", ("sqlite://",)),
         (DatabaseUrls, ["a://x", "a://y"], ("a://x", "a://y")),
         (HandlerName, "a.b:c", "a.b:c"),
+        (ErrorPolicy, "hangup", "hangup"),
+        (ErrorPolicy, "goto  a, s ,n", "goto a,s,n"),
         (Options, {"a": Bare("1"), "b": "1", "c": [Bare("true")]}, {"a": 1, "b": "1", "c": [True]}),
     ],
 )
@@ -279,6 +282,8 @@ def test_kinds_read(kind: Any, written: object, value: object) -> None:
         (DatabaseUrls, "host/db", "must be a URL"),
         (DatabaseUrls, ["a://x", "b://x"], "same driver"),
         (HandlerName, "a.b.c", "package.module:function"),
+        (ErrorPolicy, "hang up", "must be 'continue', 'hangup' or 'goto context,extension,priority'"),
+        (ErrorPolicy, "goto s,1", "must be 'continue', 'hangup' or 'goto context,extension,priority'"),
         (Options, {"a": Bare("on")}, "may be text or a truth value"),
     ],
 )

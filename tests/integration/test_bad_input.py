@@ -189,7 +189,8 @@ def test_bad_reply(reply: bytes, pool: PoolService, new_lines: Callable[[int], l
     with OpenCall(pool.address, "held") as call:
         call.command()
         call.send(reply)
-        assert call.command() == "failure"
+        assert call.command() == "SET VARIABLE FAGI_STATUS BADREQUEST"
+        assert call.end() is AgiStatus.FAILURE
     assert [line["outcome"] for line in new_lines(1)] == ["badrequest"]
 
 

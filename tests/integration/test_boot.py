@@ -166,7 +166,7 @@ def test_too_few_file_descriptors(pools: Pools) -> None:
     pool = pools.make({"calls_per_worker": 100_000})
     pool.launch(*_WITHOUT_RESOURCES)
     line = one_line(refusal(pool, ExitCode.BOOT))
-    assert "a worker may need 100065 file descriptors, but only 512 are allowed" in line
+    assert "a worker may need 100165 file descriptors, but only 512 are allowed" in line
     assert "lower calls_per_worker" in line
 
 
