@@ -11,6 +11,9 @@ How accepting is shared: several processes wait on one listening socket, and the
 whom it likes. So a worker that has more calls in progress, or took more turns, than the worker with
 the fewest steps back for a moment and lets another take the call. The moment is bounded: if nobody
 came, it takes the call itself.
+
+When every place in every worker is taken, further calls are accepted all the same: they wait for a place,
+for a bounded time, and are then told that there is none.
 """
 
 from __future__ import annotations
@@ -37,13 +40,16 @@ from fastagi_pool.application import Application
 from fastagi_pool.attendants import Attendants
 from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Dispatcher
+from fastagi_pool.endings import OnError
 from fastagi_pool.errors import DatabaseUnavailable
 from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers
-from fastagi_pool.logs import AccessLog, LogFile, rename, reopen_all
+from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, rename, reopen_all
 from fastagi_pool.messages import DUMP_SIGNAL
 from fastagi_pool.protocol import HeaderLimits
+from fastagi_pool.recording import FOLDER, Recorder
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
 from fastagi_pool.session import Session, SessionLimits
+from fastagi_pool.waiting import WaitingRoom
 
 #: What a worker listens to; everything else that the master understands it ignores.
 WORKER_SIGNALS: Final = frozenset(
@@ -64,6 +70,10 @@ SWEEP_S: Final = 0.1
 BEAT_S: Final = 1.0
 #: Pause in accepting when the process or the machine is out of file descriptors or memory.
 EXHAUSTED_S: Final = 0.1
+#: When the worker is full but another is not, it looks again after this long.
+FULL_S: Final = 0.01
+#: Calls that are being refused at the same time: each may take a moment to read why.
+MOST_REFUSED: Final = 32
 #: Remembered answers to "may this address call?"; beyond it the memory begins anew.
 _REMEMBERED_PEERS: Final = 4096
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -142,6 +152,7 @@ class Worker:
         self._over = gevent.event.Event()
         self._databases = application.make_databases()
         self._state: dict[str, Any] = {}
+        self._recorder = Recorder(self._config.runtime_dir / FOLDER)
         file = surroundings.access
         self._access = AccessLog(file, self._identity, self._hub.loop.run_callback) if file else None
         self._dispatcher = self._build_dispatcher()
@@ -151,11 +162,14 @@ class Worker:
         )
         self._header_limits = HeaderLimits(limits.header_size, limits.line_length, limits.arguments)
         self._max_active = self._config.calls_per_worker
+        self._waiting: WaitingRoom[Session] = WaitingRoom(self._config.max_queue, self._config.max_wait)
+        self._refused = 0
         self._peers: dict[str, bool] = {}
 
     def run(self) -> int:
         """Live; return the exit code."""
         faulthandler.register(DUMP_SIGNAL, file=self._surroundings.log.fileno(), all_threads=True)
+        _close_the_terminal()
         self._listen_to_signals()
         self._lifeline.start(self._on_master_gone)
         self._set_title()
@@ -190,6 +204,8 @@ class Worker:
             log=self._log,
             access=self._access,
             ref_prefix=f"{int(time.time()):x}-{self._pid:x}-",
+            on_error=OnError.parse(self._config.on_error),
+            recorder=self._recorder,
         )
 
     def _open_databases(self) -> None:
@@ -259,6 +275,9 @@ class Worker:
             return
         self._draining = True
         self._slot.set_state(WorkerState.DRAINING)
+        # Nobody else can take them over, and nobody new comes: they need not wait.
+        while self._serve_next():
+            pass
         self._leave_the_queue()
         self._end_if_idle()
 
@@ -309,6 +328,7 @@ class Worker:
         watchdog_s = self._config.watchdog
         if watchdog_s:
             self._slot.promise(monotonic() + watchdog_s)
+        self._recorder.look(time.time())
         self._slot.set_rss(int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES)
         self._set_title()
 
@@ -322,6 +342,8 @@ class Worker:
         late = [session for session in self._sessions if session.deadline_s <= now_s]
         for session in late:
             session.expire(now_s)
+        for session in self._waiting.give_up(now_s):
+            self._begin(session, self._refuse_overload)
         self._end_if_idle()
 
     # --- accepting
@@ -349,9 +371,7 @@ class Worker:
             return
         self._steps_back = 0
         for _ in range(ACCEPT_BATCH):
-            if self._slot.active >= self._max_active:
-                self._full = True
-                self._pause_accepting()
+            if not self._may_accept():
                 return
             try:
                 if not self._accept(listener):
@@ -360,6 +380,25 @@ class Worker:
                 self._log.error("cannot accept: %s", error)
                 self._pause_for(EXHAUSTED_S)
                 return
+
+    @property
+    def _has_place(self) -> bool:
+        """Whether one more call can be served."""
+        return self._slot.active - self._refused < self._max_active
+
+    def _may_accept(self) -> bool:
+        """Whether one more connection can be taken, if only to wait or to be refused; else pause."""
+        if self._has_place:
+            return True
+        if self._refused >= MOST_REFUSED:
+            self._full = True
+            self._pause_accepting()
+            return False
+        if self._board.least_busy()[0] < self._max_active:
+            self._full = True
+            self._pause_for(FULL_S)
+            return False
+        return True
 
     def _accept(self, listener: Any) -> bool:
         """Take one connection, if one waits; raises OSError when the machine is out of something."""
@@ -381,14 +420,44 @@ class Worker:
         os.set_blocking(descriptor, False)
         peer = address[0] if isinstance(address, tuple) else "unix"
         session = Session(descriptor, peer, self._hub, self._session_limits, self._header_limits)
+        if not self._may_call(peer):
+            self._begin(session, self._deny)
+        elif self._has_place or self._draining:
+            self._begin(session, self._serve)
+        elif not self._waiting.admit(session, monotonic()):
+            self._begin(session, self._refuse_overload)
+
+    def _begin(self, session: Session, serve: Callable[[Session], None]) -> None:
         self._slot.call_begins()
-        self._attendants.attend(self._serve if self._may_call(peer) else self._deny, session)
+        self._attendants.attend(serve, session)
+
+    def _serve_next(self) -> bool:
+        """Serve who has waited longest, if anybody waits."""
+        session = self._waiting.call_in()
+        if session is not None:
+            session.begin_header()
+            self._begin(session, self._serve)
+        return session is not None
 
     def _serve(self, session: Session) -> None:
         self._carry(session, self._dispatcher.serve)
 
     def _deny(self, session: Session) -> None:
-        self._carry(session, self._dispatcher.deny)
+        self._refuse(session, "denied", "the address is not in allow")
+
+    def _refuse_overload(self, session: Session) -> None:
+        self._refuse(session, "overload", "every place in every worker is taken")
+
+    def _refuse(self, session: Session, outcome: str, reason: str) -> None:
+        def refuse(each: Session) -> bool:
+            try:
+                return self._dispatcher.refuse(each, outcome, reason)
+            finally:
+                # Before the slot counts it out: it held no place that a waiting call could take.
+                self._refused -= 1
+
+        self._refused += 1
+        self._carry(session, refuse)
 
     def _carry(self, session: Session, serve: Callable[[Session], bool | None]) -> None:
         """Carry a session to its end, come what may, and count it unless it was a mere probe."""
@@ -407,13 +476,13 @@ class Worker:
                 self._ring()
             if self._draining:
                 self._end_if_idle()
-            elif self._full:
+            elif not (self._has_place and self._serve_next()) and self._full:
                 self._resume_accepting()
 
     def _end_if_idle(self) -> None:
         if self._draining and self._acceptors:
             self._leave_the_queue()
-        if self._draining and not self._acceptors and not self._slot.active:
+        if self._draining and not self._acceptors and not self._slot.active and not len(self._waiting):
             self._over.set()
 
     def _may_call(self, peer: str) -> bool:
@@ -435,8 +504,14 @@ def _is_allowed(peer: str, networks: Sequence[Any]) -> bool:
     return any(mapped in network for network in networks)
 
 
+def _close_the_terminal() -> None:
+    """Handlers talk to Asterisk and to the log: what they print goes there, and there is nothing to read."""
+    sys.stdout = PrintedLines()
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+
+
 def live(application: Application, surroundings: Surroundings, birth: Birth) -> int:
     """Be a worker, from birth to exit code (called in the child that the zygote forked)."""
-    code = Worker(birth, application, surroundings).run()
-    sys.stdout.flush()
-    return code
+    return Worker(birth, application, surroundings).run()
