@@ -16,8 +16,8 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic
-from typing import TYPE_CHECKING, Final, TypeVar
+from time import monotonic, time
+from typing import IO, TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
 import click
@@ -28,12 +28,14 @@ from fastagi_pool.master import Master, MasterOptions
 from fastagi_pool.messages import Channel
 from fastagi_pool.protocol import Request
 from fastagi_pool.status import PoolStatus, read_status
-from fastagi_pool.testing import AgiStatus, Caller, environment, play_call
+from fastagi_pool.testing import HANGUP, AgiStatus, Behaviour, Caller, CallResult, environment, play_call
 from fastagi_pool.version import VERSION
 
 if TYPE_CHECKING:
     from fastagi_pool.application import Application
     from fastagi_pool.config import LoadedConfig
+    from fastagi_pool.recording import Order, Transcript
+    from fastagi_pool.stage import Stage
 
 DEFAULT_SERVER: Final = "127.0.0.1:4577"
 DEFAULT_CONFIG: Final = "/etc/fastagi-pool/fastagi-pool.yaml"
@@ -267,11 +269,11 @@ def explain(source: Source, url: str, arguments: tuple[str, ...], dialplan_conte
         sys.exit(1)
 
 
-# --- call and status
+# --- call
 
 
 @cli.command()
-@click.argument("url")
+@click.argument("url", required=False)
 @click.argument("arguments", nargs=-1)
 @click.option(
     "--server", default=DEFAULT_SERVER, show_default=True, help="Where the server is, if URL does not say."
@@ -285,9 +287,19 @@ def explain(source: Source, url: str, arguments: tuple[str, ...], dialplan_conte
 @click.option(
     "--set", "settings", multiple=True, metavar="NAME=VALUE", help="A channel variable; may be repeated."
 )
+@click.option(
+    "--press",
+    "presses",
+    multiple=True,
+    metavar="DIGITS",
+    help="What the caller dials at the next prompt, or 'hangup'; may be repeated.",
+)
 @click.option("--timeout", "timeout_s", default=30.0, show_default=True, help="Longest silence in seconds.")
+@click.option(
+    "--scenario", metavar="FILE", help="Place the calls of a YAML file and compare, instead of one."
+)
 def call(
-    url: str,
+    url: str | None,
     arguments: tuple[str, ...],
     server: str,
     callerid: str,
@@ -295,29 +307,71 @@ def call(
     dialplan_context: str,
     extension: str,
     settings: tuple[str, ...],
+    presses: tuple[str, ...],
     timeout_s: float,
+    scenario: str | None,
 ) -> None:
     """Play Asterisk: place a call to a running server and print the dialogue.
 
     URL is agi://HOST:PORT/SCRIPT, or the script alone. The exit code is 0 if the dialplan would see
-    AGISTATUS=SUCCESS, 1 for FAILURE, 3 if there is no server.
+    AGISTATUS=SUCCESS, 1 for anything else, 3 if there is no server. With --scenario it is 0 if every call
+    went as expected, else 1.
     """
+    if scenario is not None:
+        _play_scenario(Path(scenario), server, timeout_s)
+        return
+    if url is None:
+        raise click.UsageError("Missing argument 'URL'; or give a --scenario.")
+    behaviour = Behaviour(
+        presses=[HANGUP if press == "hangup" else press for press in presses],
+        variables=dict(_name_and_value(setting) for setting in settings),
+    )
     caller = Caller(callerid, name, dialplan_context, extension)
-    variables = dict(_name_and_value(setting) for setting in settings)
-    full_url = _full_url(url, server)
+    result = _place(_full_url(url, server), arguments, caller, behaviour, timeout_s)
+    sys.exit(0 if result.status is AgiStatus.SUCCESS else 1)
+
+
+def _place(
+    url: str, arguments: Sequence[str], caller: Caller, behaviour: Behaviour, timeout_s: float
+) -> CallResult:
+    """Place one call and print all of it; exits if there is no server."""
 
     def show(who: str, line: str) -> None:
-        click.echo(f"{'<-' if who == 'S' else '->'} {line.encode(errors='backslashreplace').decode()}")
+        click.echo(f"{'<-' if who == 'S' else '->'} {_printable(line)}")
 
-    result = play_call(full_url, arguments, caller, variables, timeout_s, show)
+    result = play_call(url, arguments, caller, behaviour, timeout_s, show)
     if not result.connected:
-        click.echo(f"{full_url}: {result.reason}. Is the server running?", err=True)
+        click.echo(f"{url}: {result.reason}. Is the server running?", err=True)
         sys.exit(EXIT_NOT_RUNNING)
     for variable, value in sorted(result.variables.items()):
-        click.echo(f"   {variable}={value}")
+        click.echo(f"   {variable}={_printable(value)}")
+    for fault in result.faults:
+        click.echo(f"   harmful: {fault}", err=True)
     reason = f" ({result.reason})" if result.reason else ""
     click.echo(f"   AGISTATUS={result.status.value}{reason}")
-    sys.exit(0 if result.status is AgiStatus.SUCCESS else 1)
+    return result
+
+
+def _printable(text: str) -> str:
+    return text.encode(errors="backslashreplace").decode()
+
+
+def _play_scenario(path: Path, server: str, timeout_s: float) -> None:
+    from fastagi_pool.scenario import load_scenarios
+
+    failed = 0
+    calls = load_scenarios(path, os.environ)
+    for each in calls:
+        click.echo(f"== {each.title}")
+        url = _full_url(each.url, server)
+        result = _place(url, each.arguments, each.who, each.behaviour, timeout_s)
+        found = list(each.differences(result.status, result.variables, result.commands, result.hung_up))
+        found += [f"harmful to Asterisk: {fault}" for fault in result.faults]
+        for difference in found:
+            click.echo(f"!! {difference}", err=True)
+        failed += bool(found)
+    click.echo(f"{len(calls) - failed} of {len(calls)} calls went as expected")
+    sys.exit(1 if failed else 0)
 
 
 def _name_and_value(setting: str) -> tuple[str, str]:
@@ -337,6 +391,135 @@ def _full_url(url: str, server: str) -> str:
     if not usable:
         raise click.UsageError(f"{full!r} is not a URL like agi://127.0.0.1:4577/script")
     return full
+
+
+# --- record and replay
+
+
+@cli.command()
+@_with_source
+@click.option("--route", default="", metavar="GLOB", help="Only calls of these routes.")
+@click.option("--callerid", default="", metavar="GLOB", help="Only calls from these numbers.")
+@click.option("--one-in", default=1, metavar="N", type=click.IntRange(1), help="One call in N of those.")
+@click.option(
+    "--calls", "most", default=100, show_default=True, type=click.IntRange(1), help="Stop after so many."
+)
+@click.option("--for", "period", default="10m", show_default=True, metavar="TIME", help="Stop after so long.")
+@click.option("-o", "--output", default="-", metavar="FILE", help="Where to; standard output if missing.")
+def record(
+    path: str, demo: bool, route: str, callerid: str, one_in: int, most: int, period: str, output: str
+) -> None:
+    """Record the dialogues of calls in a running pool, one JSON object a line.
+
+    Ends after --calls calls, after --for, or at Ctrl-C. What callers dial on a route with mask_digits is
+    not recorded. Exit code 3 if the pool is not running.
+    """
+    from fastagi_pool.recording import FOLDER, Order
+    from fastagi_pool.values import parse_duration
+
+    try:
+        period_s = parse_duration(period)
+    except ValueError as error:
+        raise click.UsageError(f"--for {error}") from None
+    runtime_dir = Path(Source(path, demo).load().config.runtime_dir)
+    try:
+        running = read_status(runtime_dir, monotonic()).running
+    except (OSError, ValueError):
+        running = False
+    if not running:
+        click.echo(f"not running: no scoreboard of a living pool in {runtime_dir}", err=True)
+        sys.exit(EXIT_NOT_RUNNING)
+    try:
+        with click.open_file(output, "w") as file:
+            _become_owner_of(runtime_dir)
+            _record(runtime_dir / FOLDER, Order(time() + period_s, route, callerid, one_in), most, file)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OperatorError(f"cannot record: {error}") from None
+
+
+def _become_owner_of(runtime_dir: Path) -> None:
+    """Go on as the pool's user if we are root: nothing that he can put there leads root astray."""
+    owner = runtime_dir.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
+def _record(folder: Path, order: Order, most: int, file: IO[str]) -> None:
+    from fastagi_pool.recording import follow, place_order, withdraw_order
+
+    placed = place_order(folder, f"{os.getpid()}-{int(time())}", order)
+    recorded = 0
+    try:
+        for line in follow(placed, order.until_s):
+            file.write(line)
+            file.flush()
+            recorded += 1
+            if recorded >= most:
+                break
+    except KeyboardInterrupt:
+        pass
+    finally:
+        withdraw_order(placed)
+        click.echo(f"{recorded} calls recorded", err=True)
+
+
+@cli.command()
+@_with_source
+@click.argument("file", type=click.Path())
+@click.option("--call", "ref", default="", metavar="REF", help="Only the call with this reference.")
+def replay(path: str, demo: bool, file: str, ref: str) -> None:
+    """Play recorded calls to the handlers of a configuration, and show where their commands differ.
+
+    Handlers run for real, databases included. Exit code 0 if nothing differs, 1 if something does.
+    """
+    application = Source(path, demo).assemble()
+    from fastagi_pool.errors import DatabaseUnavailable
+    from fastagi_pool.recording import read_transcripts
+
+    try:
+        with click.open_file(file, encoding="utf-8") as lines:
+            found = (each for each in read_transcripts(lines) if not ref or each.ref == ref)
+            played, differing = _replay(application, found)
+    except BrokenPipeError:
+        raise
+    except (OSError, ValueError) as error:
+        raise click.UsageError(f"{file}: {error}") from None
+    except DatabaseUnavailable as error:
+        raise OperatorError(str(error)) from None
+    if ref and not played:
+        raise click.UsageError(f"{file}: there is no call {ref!r}")
+    click.echo(f"{played - differing} of {played} calls went as recorded")
+    sys.exit(1 if differing else 0)
+
+
+def _replay(application: Application, transcripts: Iterable[Transcript]) -> tuple[int, int]:
+    """Play calls and show how each went; return how many there were, and how many differ."""
+    from fastagi_pool.stage import Stage
+
+    played = differing = 0
+    with Stage() as stage:
+        for transcript in transcripts:
+            found = _differences(stage, application, transcript)
+            click.echo(f"{'!!' if found else 'ok'} call={transcript.ref} route={transcript.route}")
+            for line in found:
+                click.echo(f"   {_printable(line)}")
+            played += 1
+            differing += bool(found)
+    return played, differing
+
+
+def _differences(stage: Stage, application: Application, transcript: Transcript) -> list[str]:
+    try:
+        return stage.replay(application, transcript)[1]
+    except TimeoutError as error:
+        return [str(error)]
+
+
+# --- status
 
 
 @cli.command()

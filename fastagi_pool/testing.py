@@ -1,55 +1,88 @@
-"""Testing: Asterisk's side of a call, played by a program.
-
-``fastagi-pool call`` is built on it, and so can be your own tests.
+"""Testing: calls that a program places instead of a telephone, to a server or to a handler.
 
 Laws:
-    * It behaves as Asterisk does on the wire: one environment, one reply for each command, HANGUP
-      when the server has closed, and SUCCESS unless the server said otherwise.
-    * It blocks, and every wait has an end.
+    * What Asterisk says and does is decided by :class:`~fastagi_pool.asterisk.FakeAsterisk`; here its bytes
+      are carried over a connection, and what was said is written down.
+    * Every wait has an end.
 
-Source: asterisk res/res_agi.c; dialogues recorded from Asterisk 22.
+Handlers are tested in one process by :class:`fastagi_pool.stage.Stage`, in pytest through the fixture
+``agi_call``; a running server is called by :func:`play_call`, on which ``fastagi-pool call`` is built.
 """
 
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from enum import Enum
-from typing import Final
+from typing import Final, Protocol
 from urllib.parse import urlsplit
+
+from fastagi_pool.asterisk import (
+    HANGUP,
+    AgiStatus,
+    Behaviour,
+    Caller,
+    Command,
+    FakeAsterisk,
+    environment,
+    split_words,
+)
+
+__all__ = [
+    "HANGUP",
+    "AgiStatus",
+    "Behaviour",
+    "CallResult",
+    "Caller",
+    "Command",
+    "FakeAsterisk",
+    "Wire",
+    "environment",
+    "play",
+    "play_call",
+    "split_words",
+]
 
 #: How long Asterisk tries to connect. Source: MAX_AGI_CONNECT in res_agi.c.
 CONNECT_TIMEOUT_S: Final = 2.0
 DEFAULT_PORT: Final = 4573
+_RECEIVE_BYTES: Final = 65536
+
+OnLine = Callable[[str, str], None]
 
 
-class AgiStatus(Enum):
-    """What the dialplan finds in AGISTATUS."""
+class Link(Protocol):
+    """A connected socket, of the standard library or of gevent."""
 
-    SUCCESS = "SUCCESS"
-    FAILURE = "FAILURE"
+    def recv(self, bufsize: int, /) -> bytes:
+        """Wait for bytes; none mean that the other side has closed."""
+
+    def sendall(self, data: bytes, /) -> None:
+        """Write all of it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Caller:
-    """Who calls, and from where in the dialplan.
+class Wire:
+    """How the network treats what Asterisk writes and reads; by default as a quick one does.
 
     Attributes:
-        number: The caller's number.
-        name: The caller's name.
-        context: The dialplan's context.
-        extension: The dialplan's extension.
-        channel: The channel's name.
-        uniqueid: The channel's unique id.
+        piece_bytes: Asterisk's words arrive in pieces of so many bytes; 0 for one piece each.
+        delay_s: Asterisk, a slow reader, waits so long before it reads.
+        sleep: What waits.
     """
 
-    number: str = "100"
-    name: str = "Alice"
-    context: str = "default"
-    extension: str = "100"
-    channel: str = "PJSIP/alice-00000001"
-    uniqueid: str = "1700000000.1"
+    piece_bytes: int = 0
+    delay_s: float = 0.0
+    sleep: Callable[[float], object] = time.sleep
+
+    def pieces(self, data: bytes) -> list[bytes]:
+        """Cut what Asterisk writes."""
+        size = self.piece_bytes or len(data) or 1
+        return [data[start : start + size] for start in range(0, len(data), size)]
+
+
+QUICK_WIRE: Final = Wire()
 
 
 @dataclass(slots=True)
@@ -57,11 +90,17 @@ class CallResult:
     """How a call went.
 
     Attributes:
-        status: What the dialplan would see.
+        status: What the dialplan finds in AGISTATUS.
         reason: Why, if it failed.
         dialogue: Who said what, in order: ``A`` Asterisk or ``S`` server, and the line.
         variables: The channel's variables at the end.
         connected: Whether there was a connection at all.
+        executed: What Asterisk took for commands, and what it answered.
+        database: Asterisk's own database at the end, ``family/key`` to value.
+        location: Where the dialplan goes on: context, extension and priority.
+        hung_up: Whether the channel hung up.
+        console: What ``verbose`` wrote there.
+        faults: What the server did that harms a real Asterisk.
     """
 
     status: AgiStatus = AgiStatus.SUCCESS
@@ -69,64 +108,118 @@ class CallResult:
     dialogue: list[tuple[str, str]] = field(default_factory=list)
     variables: dict[str, str] = field(default_factory=dict)
     connected: bool = False
+    executed: tuple[Command, ...] = ()
+    database: dict[str, str] = field(default_factory=dict)
+    location: tuple[str, str, str] = ("", "", "")
+    hung_up: bool = False
+    console: tuple[str, ...] = ()
+    faults: tuple[str, ...] = ()
 
     @property
     def commands(self) -> list[str]:
-        """What the server sent."""
+        """What the server sent, line by line."""
         return [line for who, line in self.dialogue if who == "S"]
 
+    def take_over(self, asterisk: FakeAsterisk) -> None:
+        """Note how things are with Asterisk at the end."""
+        self.status = asterisk.status
+        if self.status is AgiStatus.FAILURE and not self.reason:
+            said_so = any(line.lower().startswith("failure") for line in self.commands)
+            self.reason = "the server said so" if said_so else "a command failed"
+        self.variables = dict(asterisk.variables)
+        self.executed = tuple(asterisk.commands)
+        self.database = dict(asterisk.database)
+        self.location = asterisk.location
+        self.hung_up = asterisk.hung_up
+        self.console = tuple(asterisk.console)
+        self.faults = tuple(asterisk.faults)
 
-def environment(url: str, arguments: Sequence[str] = (), caller: Caller | None = None) -> str:
-    """Write the environment that Asterisk sends for AGI(url,arguments...)."""
-    caller = caller or Caller()
-    script = url.partition("://")[2].partition("/")[2]
-    values = {
-        "network": "yes",
-        **({"network_script": script} if script else {}),
-        "request": url,
-        "channel": caller.channel,
-        "language": "en",
-        "type": caller.channel.partition("/")[0],
-        "uniqueid": caller.uniqueid,
-        "version": "22.10.1",
-        "callerid": caller.number,
-        "calleridname": caller.name,
-        "callingpres": "0",
-        "callingani2": "0",
-        "callington": "0",
-        "callingtns": "0",
-        "dnid": "unknown",
-        "rdnis": "unknown",
-        "context": caller.context,
-        "extension": caller.extension,
-        "priority": "1",
-        "enhanced": "0.0",
-        "accountcode": "",
-        "threadid": "140000000000000",
-    }
-    values.update({f"arg_{number}": argument for number, argument in enumerate(arguments, start=1)})
-    return "".join(f"agi_{name}: {value}\n" for name, value in values.items()) + "\n"
+
+def play(
+    link: Link,
+    asterisk: FakeAsterisk,
+    result: CallResult,
+    wire: Wire = QUICK_WIRE,
+    on_line: OnLine = lambda who, line: None,
+) -> None:
+    """Be Asterisk on a connection until the server has closed it or Asterisk would.
+
+    Args:
+        link: Connected to the server.
+        asterisk: Decides what is said.
+        result: Where everything is written down, also if the connection breaks.
+        wire: How the network treats it.
+        on_line: Called with each line as it is said.
+
+    Raises:
+        OSError: The connection broke, or a wait was too long.
+    """
+
+    def note(who: str, data: bytes) -> None:
+        # A line's end is LF alone: the server must not be excused for a CR.
+        for line in data.removesuffix(b"\n").split(b"\n") if data else ():
+            text = line.decode("utf-8", "surrogateescape")
+            result.dialogue.append((who, text))
+            on_line(who, text)
+
+    def say(data: bytes) -> None:
+        note("A", data)
+        _write(link, data, wire)
+
+    heard = b""
+    try:
+        header, _, rest = asterisk.begin().partition(b"\n\n")
+        _write(link, header + b"\n\n", wire)
+        say(rest)
+        while not asterisk.ended:
+            if wire.delay_s:
+                wire.sleep(wire.delay_s)
+            data = _read(link)
+            # A line may come in pieces; at the server's end it is one without its line end.
+            lines, end, heard = (heard + data).rpartition(b"\n") if data else (heard, b"", b"")
+            note("S", lines + end)
+            say(asterisk.receive(data) if data else asterisk.receive_eof())
+    finally:
+        note("S", heard)
+        result.take_over(asterisk)
+
+
+def _read(link: Link) -> bytes:
+    try:
+        return link.recv(_RECEIVE_BYTES)
+    except ConnectionError:
+        return b""  # However rudely a server ends the connection, to Asterisk it is an end like any other.
+
+
+def _write(link: Link, data: bytes, wire: Wire) -> None:
+    try:
+        for piece in wire.pieces(data):
+            link.sendall(piece)
+    except ConnectionError:
+        pass  # It has closed; reading will say so.
 
 
 def play_call(
     url: str,
     arguments: Sequence[str] = (),
     caller: Caller | None = None,
-    variables: Mapping[str, str] | None = None,
+    behaviour: Behaviour | None = None,
     timeout_s: float = 30.0,
-    on_line: Callable[[str, str], None] = lambda who, line: None,
+    on_line: OnLine = lambda who, line: None,
+    wire: Wire = QUICK_WIRE,
 ) -> CallResult:
-    """Place one call to a running server and answer its commands until it closes.
+    """Place one call to a running server and be its Asterisk until it closes.
 
     Args:
         url: As in the dialplan: ``agi://127.0.0.1:4577/hello?x=1``.
         arguments: As in the dialplan behind the URL.
         caller: Who calls.
-        variables: Channel variables that the script may read.
+        behaviour: What caller and channel do.
         timeout_s: Longest silence of the server; Asterisk itself would wait for ever.
         on_line: Called with each line as it is said.
+        wire: How the network treats it.
     """
-    result = CallResult(variables=dict(variables or {}))
+    result = CallResult()
     parts = urlsplit(url)
     try:
         link = socket.create_connection((parts.hostname or "", parts.port or DEFAULT_PORT), CONNECT_TIMEOUT_S)
@@ -137,91 +230,8 @@ def play_call(
     with link:
         link.settimeout(timeout_s)
         try:
-            link.sendall(environment(url, arguments, caller).encode("utf-8", "surrogateescape"))
-            _converse(link, result, on_line)
+            play(link, FakeAsterisk(url, arguments, caller, behaviour), result, wire, on_line)
         except TimeoutError:
             result.status = AgiStatus.FAILURE
             result.reason = f"the server was silent for {timeout_s:g} s; Asterisk would go on waiting"
-        except OSError:
-            pass  # However the server ends the connection, it is a success to Asterisk.
     return result
-
-
-def _converse(link: socket.socket, result: CallResult, on_line: Callable[[str, str], None]) -> None:
-    """Answer command after command until the server has closed or said that it failed."""
-
-    def note(who: str, line: str) -> None:
-        result.dialogue.append((who, line))
-        on_line(who, line)
-
-    with link.makefile("rb") as lines:
-        for raw in lines:
-            line = raw.rstrip(b"\n").decode("utf-8", "surrogateescape")
-            note("S", line)
-            if line.lower().startswith("failure"):
-                result.status, result.reason = AgiStatus.FAILURE, "the server said so"
-                break
-            reply = answer(line, result.variables)
-            note("A", reply)
-            link.sendall(f"{reply}\n".encode("utf-8", "surrogateescape"))
-    note("A", "HANGUP")
-    link.sendall(b"HANGUP\n")
-
-
-def answer(line: str, variables: dict[str, str]) -> str:
-    """Reply to a command as Asterisk would to a patient caller who presses nothing."""
-    words = split_words(line)
-    command = " ".join(words[:2]).upper()
-    if command == "SET VARIABLE" and len(words) >= 4:
-        variables[words[2]] = words[3]
-        return "200 result=1"
-    if command == "GET VARIABLE" and len(words) >= 3:
-        value = variables.get(words[2])
-        return "200 result=0" if value is None else f"200 result=1 ({value})"
-    if " ".join(words[:3]).upper() == "GET FULL VARIABLE" and len(words) >= 4:
-        value = variables.get(words[3].removeprefix("${").removesuffix("}"), "")
-        return f"200 result=1 ({value})"
-    return _REPLIES.get(command) or _REPLIES.get(
-        words[0].upper() if words else "", "510 Invalid or unknown command"
-    )
-
-
-_REPLIES: Final[Mapping[str, str]] = {
-    "ANSWER": "200 result=0",
-    "HANGUP": "200 result=1",
-    "VERBOSE": "200 result=1",
-    "NOOP": "200 result=0",
-    "EXEC": "200 result=0",
-    "CHANNEL STATUS": "200 result=6",
-    "STREAM FILE": "200 result=0 endpos=8000",
-    "GET DATA": "200 result= (timeout)",
-    "WAIT FOR": "200 result=0",
-    "SAY NUMBER": "200 result=0",
-    "SAY DIGITS": "200 result=0",
-}
-
-
-def split_words(line: str) -> list[str]:
-    """Split a command line as Asterisk does: quotes group, a backslash escapes any character.
-
-    Source: parse_args() in res_agi.c.
-    """
-    words: list[str] = []
-    word: str | None = None
-    quoted = escaped = False
-    for char in line:
-        if escaped:
-            word = (word or "") + char
-            escaped = False
-        elif char == "\\":
-            escaped = True
-        elif char == '"':
-            quoted = not quoted
-            word = word or ""
-        elif char in " \t" and not quoted:
-            if word is not None:
-                words.append(word)
-                word = None
-        else:
-            word = (word or "") + char
-    return words if word is None else [*words, word]

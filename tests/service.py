@@ -194,9 +194,9 @@ class PoolService:
         """Return the URL of a script, query and all."""
         return f"agi://{self.address}/{script}"
 
-    def call(self, script: str, *arguments: str) -> CallResult:
+    def call(self, script: str) -> CallResult:
         """Place one call and see it to its end."""
-        return play_call(self.url(script), arguments)
+        return play_call(self.url(script))
 
     def await_refusal(self) -> None:
         """Wait until it accepts no connection any more.

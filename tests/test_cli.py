@@ -13,6 +13,8 @@ import pytest
 import yaml
 from service import COMMAND, PoolService
 
+from fastagi_pool.recording import Transcript, Turn
+from fastagi_pool.testing import environment
 from fastagi_pool.version import VERSION
 
 _ROUTES: Final[list[dict[str, Any]]] = [
@@ -71,7 +73,9 @@ def test_version() -> None:
     assert run("--version").stdout == f"fastagi-pool, version {VERSION}\n"
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("check",), ("routes",), ("call",), ("status",)])
+@pytest.mark.parametrize(
+    "command", [(), ("run",), ("check",), ("routes",), ("call",), ("record",), ("replay",), ("status",)]
+)
 def test_help(command: tuple[str, ...]) -> None:
     """Every command explains itself."""
     done = run(*command, "--help")
@@ -233,6 +237,212 @@ def test_call_with_a_bad_variable(setting: str) -> None:
     done = run("call", "--set", setting, "agi://127.0.0.1:9/hello")
     assert done.returncode == 2
     assert f"--set wants NAME=VALUE, not {setting!r}" in done.stderr
+
+
+def test_call_with_a_caller_who_dials(pool: PoolService) -> None:
+    """What --press gives is dialled at one prompt after the other."""
+    done = run("call", "--context", "sales", "--press", "0000", "--press", "1234", pool.url("pin"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "-> 200 result=0000\n" in done.stdout
+    assert "-> 200 result=1234\n" in done.stdout
+    assert "   PIN_OK=1\n   AGISTATUS=SUCCESS\n" in done.stdout
+
+
+def test_call_with_a_caller_who_hangs_up(pool: PoolService) -> None:
+    """A caller who hangs up at a prompt is exit code 1: the dialplan does not see a success."""
+    done = run("call", "--context", "sales", "--press", "", "--press", "hangup", pool.url("pin"))
+    assert done.returncode == 1
+    assert done.stdout.count("<- GET DATA") == 2
+    assert done.stdout.endswith("   AGISTATUS=HANGUP\n")
+
+
+def scenario(folder: Path, text: str) -> Path:
+    """Write a file of calls."""
+    path = folder / "calls.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_scenario_that_goes_well(pool: PoolService, tmp_path: Path) -> None:
+    """If every call goes as expected the exit code is 0, and each call is shown under its title."""
+    path = scenario(
+        tmp_path,
+        "calls:\n"
+        "  - {url: hello, expect: {commands: [VERBOSE hello 1]}}\n"
+        "  - {name: a seller, url: pin, caller: {context: sales}, presses: [1234], "
+        "expect: {variables: {PIN_OK: 1}}}\n"
+        "  - {url: unknown, expect: {status: FAILURE}}\n",
+    )
+    done = run("call", "--server", pool.address, "--scenario", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    titles = [line for line in done.stdout.splitlines() if line.startswith("== ")]
+    assert titles == ["== hello", "== a seller", "== unknown"]
+    assert done.stdout.endswith("3 of 3 calls went as expected\n")
+
+
+def test_scenario_with_a_difference(pool: PoolService, tmp_path: Path) -> None:
+    """What is not as expected is named; the other calls are placed all the same; exit code 1."""
+    path = scenario(
+        tmp_path,
+        "calls:\n"
+        "  - {url: pin, caller: {context: sales}, expect: {variables: {PIN_OK: 1}}}\n"
+        "  - {url: hello}\n",
+    )
+    done = run("call", "--server", pool.address, "--scenario", path)
+    assert (done.returncode, done.stderr) == (1, "!! PIN_OK is '0', not '1'\n")
+    assert done.stdout.endswith("1 of 2 calls went as expected\n")
+
+
+def test_scenario_without_a_server(tmp_path: Path) -> None:
+    """Where nobody listens a scenario is exit code 3, as a call is."""
+    done = run("call", "--server", "127.0.0.1:9", "--scenario", scenario(tmp_path, "calls: [{url: x}]"))
+    assert done.returncode == 3
+    assert done.stderr.endswith("Is the server running?\n")
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("calls: [{urll: x}]", "calls.yaml:1: calls[0].urll: is not a known key (did you mean 'url'?)\n"),
+        ("calls: [{url: 'http://x/y'}]", "'http://x/y' is not a URL like agi://127.0.0.1:4577/script\n"),
+    ],
+)
+def test_bad_scenario(text: str, problem: str, tmp_path: Path) -> None:
+    """A scenario that cannot be played is exit code 2, with the place."""
+    done = run("call", "--scenario", scenario(tmp_path, text))
+    assert done.returncode == 2
+    assert done.stderr.endswith(problem)
+
+
+def test_missing_scenario(tmp_path: Path) -> None:
+    """A file that is not there is exit code 2, with its name."""
+    done = run("call", "--scenario", tmp_path / "none.yaml")
+    assert (done.returncode, done.stderr) == (2, f"{tmp_path}/none.yaml: does not exist\n")
+
+
+# --- record
+
+
+def test_record_where_nothing_runs(config: Path) -> None:
+    """Where no pool runs there is nothing to record: exit code 3, and no file is made."""
+    output = config.parent / "calls.jsonl"
+    done = run("record", "-c", config, "-o", output)
+    assert (done.returncode, done.stdout) == (3, "")
+    assert done.stderr == f"not running: no scoreboard of a living pool in {config.parent}/run\n"
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (("--for", "soon"), "--for must be a duration such as "),
+        (("--for", "-1s"), "--for must not be negative"),
+        (("--one-in", "0"), "'--one-in'"),
+        (("--calls", "0"), "'--calls'"),
+    ],
+)
+def test_record_with_bad_options(options: tuple[str, str], why: str, config: Path) -> None:
+    """An option that cannot be is exit code 2, whether a pool runs or not."""
+    done = run("record", "-c", config, *options)
+    assert done.returncode == 2
+    assert "Usage: " in done.stderr
+    assert why in done.stderr
+
+
+def test_record_into_a_file_that_cannot_be(pool: PoolService, tmp_path: Path) -> None:
+    """A file that cannot be written is exit code 2 in one line, before anything is ordered."""
+    output = tmp_path / "none" / "calls.jsonl"
+    done = run("record", "-c", pool.config_path, "-o", output)
+    assert done.returncode == 2
+    assert done.stderr.startswith("cannot record: ")
+    assert str(output) in done.stderr
+    assert not list(pool.folder.glob("run/recordings/*"))
+
+
+def test_record_ends_in_time(pool: PoolService) -> None:
+    """After --for the command ends, though nobody called, and leaves nothing behind."""
+    done = run("record", "-c", pool.config_path, "--for", "10ms")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "0 calls recorded\n")
+    assert not list(pool.folder.glob("run/recordings/*"))
+
+
+# --- replay
+
+
+def recorded(folder: Path, *commands: str, outcome: str = "ok") -> Path:
+    """Write the recording of two calls to the route ``hello``, of which the second said these commands."""
+    values = dict(line.split(": ", 1) for line in environment("agi://localhost/hello").splitlines() if line)
+    path = folder / "calls.jsonl"
+    lines = []
+    for ref, said in (("ref-1", ("VERBOSE hello 1",)), ("ref-2", commands)):
+        turns = [
+            Turn(0.1, who, line) for command in said for who, line in (("S", command), ("A", "200 result=1"))
+        ]
+        lines.append(Transcript(ref, "hello", "now", values, tuple(turns), outcome).to_json() + "\n")
+    path.write_text("".join(lines))
+    return path
+
+
+def test_replay_without_a_difference(config: Path) -> None:
+    """If every call goes as recorded the exit code is 0."""
+    done = run("replay", "-c", config, recorded(config.parent, "VERBOSE hello 1"))
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == (
+        "ok call=ref-1 route=hello\nok call=ref-2 route=hello\n2 of 2 calls went as recorded\n"
+    )
+
+
+def test_replay_with_differences(config: Path) -> None:
+    """A call that goes otherwise is shown with its difference; exit code 1."""
+    done = run("replay", "-c", config, recorded(config.parent, "VERBOSE bye 1", outcome="error"))
+    assert (done.returncode, done.stderr) == (1, "")
+    first, rest = done.stdout.split("!! call=ref-2 route=hello\n")
+    assert first == "!! call=ref-1 route=hello\n   outcome: error when recorded, ok now\n"
+    assert "   -VERBOSE bye 1\n   +VERBOSE hello 1\n" in rest
+    assert rest.endswith("0 of 2 calls went as recorded\n")
+
+
+def test_replay_of_one_call(config: Path) -> None:
+    """With --call the others are passed over."""
+    done = run("replay", "-c", config, "--call", "ref-1", recorded(config.parent, "VERBOSE bye 1"))
+    assert (done.returncode, done.stdout) == (
+        0,
+        "ok call=ref-1 route=hello\n1 of 1 calls went as recorded\n",
+    )
+
+
+def test_replay_of_a_call_that_is_not_there(config: Path) -> None:
+    """A reference that is not in the file is exit code 2: nothing was compared."""
+    done = run("replay", "-c", config, "--call", "ref-9", recorded(config.parent))
+    assert done.returncode == 2
+    assert "there is no call 'ref-9'" in done.stderr
+
+
+def test_replay_of_a_bad_file(config: Path) -> None:
+    """A line that is no recorded call is exit code 2, with its number."""
+    path = recorded(config.parent, "VERBOSE hello 1")
+    path.write_text(path.read_text() + "nonsense\n")
+    done = run("replay", "-c", config, path)
+    assert done.returncode == 2
+    assert "Usage: " in done.stderr
+    assert f"{path}: line 3: not a recorded call: " in done.stderr
+
+
+def test_replay_of_a_missing_file(config: Path) -> None:
+    """A file that is not there is exit code 2, with its name."""
+    done = run("replay", "-c", config, config.parent / "none.jsonl")
+    assert done.returncode == 2
+    assert "none.jsonl" in done.stderr
+
+
+def test_replay_without_the_database(tmp_path: Path) -> None:
+    """A database that is away is one line, not a traceback."""
+    away = {"url": "mysql+pymysql://user@127.0.0.1:9/calls"}
+    path = write(tmp_path, databases={"calls": away})
+    done = run("replay", "-c", path, recorded(tmp_path, "VERBOSE hello 1"))
+    assert done.returncode == 2
+    assert done.stderr.startswith("database 'calls' is not available: ")
+    assert len(done.stderr.splitlines()) == 1
 
 
 # --- status
