@@ -67,6 +67,12 @@ def hello(call: Call, context: Context) -> None:
         call.set_variable("FAGI_STATUS", "OK")
 
 
+def destination(call: Call, context: Context) -> None:
+    """The script of an incoming call: somebody of the kit's dialplan is to be called."""
+    with Witness(call, context):
+        call.set_variable("FAGI_DESTINATION", "Local/callee@caller")
+
+
 def second(call: Call, context: Context) -> None:
     """The second script of a call: reads what the first left behind."""
     with Witness(call, context) as witness:
@@ -194,6 +200,72 @@ def raising(call: Call, context: Context) -> None:
     with Witness(call, context):
         call.answer()
         raise RuntimeError("on purpose")
+
+
+def broken(call: Call, context: Context) -> None:
+    """A handler with a bug before its first command, so that it cannot know whether the channel lives."""
+    with Witness(call, context):
+        raise RuntimeError("on purpose")
+
+
+def raising_late(call: Call, context: Context) -> None:
+    """A handler whose bug shows when it has done half of its work."""
+    with Witness(call, context):
+        call.answer()
+        call.set_variable("RESULT", "half")
+        call.stream_file("silence100ms")
+        raise ValueError('no "such" thing, ${EXTEN} (a\nb)')
+
+
+def raising_after_hangup(call: Call, context: Context) -> None:
+    """A handler whose bug is in what it does after a hangup."""
+    with Witness(call, context):
+        call.answer()
+        try:
+            call.wait_for_digit(60)
+        except CallHangup:
+            raise RuntimeError("on purpose") from None
+
+
+def going_on(call: Call, context: Context) -> None:
+    """A handler on a route with ``on_hangup: continue``: the caller hangs up in WAIT FOR DIGIT."""
+    with Witness(call, context) as witness:
+        call.answer()
+        call.set_variable("RESULT", "before")
+        witness.note("hung up before", lambda: call.hung_up)
+        witness.note("hangup in", lambda: call.wait_for_digit(60))
+        witness.note("hung up after", lambda: call.hung_up)
+        _on_dead_channel(call, witness)
+
+
+def finishing(call: Call, context: Context) -> None:
+    """A handler that gives the call back and has work to do afterwards, until the test opens the gate."""
+    with Witness(call, context) as witness:
+        call.set_variable("RESULT", "served")
+        call.finish()
+        _wait_at_gate(call)
+        witness.note("set", lambda: call.set_variable("RESULT", "too late"))
+
+
+def careless(call: Call, context: Context) -> None:
+    """A handler that puts into a variable what would harm Asterisk."""
+    with Witness(call, context) as witness:
+        witness.note("set", lambda: call.set_variable("RESULT", "one\r\nHANGUP\0two"))
+
+
+def printing(call: Call, context: Context) -> None:
+    """A handler that prints, as people do who know AGI scripts that talk through standard output."""
+    with Witness(call, context):
+        print("HANGUP")
+        call.set_variable("RESULT", "printed")
+        print("without an end", end="")
+
+
+def busy(call: Call, context: Context) -> None:
+    """A script that lets Asterisk run an application that nothing can interrupt."""
+    with Witness(call, context):
+        call.answer()
+        call.exec("Wait", "1")
 
 
 def patient(call: Call, context: Context) -> None:

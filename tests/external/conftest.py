@@ -50,12 +50,14 @@ class PoolFactory:
         self._records = records
         self._pools: list[PoolService] = []
 
-    def start(self, handlers: Mapping[str, str], settings: Mapping[str, Any] | None = None) -> PoolService:
+    def start(
+        self, handlers: Mapping[str, str | Mapping[str, Any]], settings: Mapping[str, Any] | None = None
+    ) -> PoolService:
         """Start a pool and return when it is ready.
 
         Args:
-            handlers: Scripts, or globs of them, and the ``module:function`` of each; modules
-                beside this file can be named.
+            handlers: Scripts, or globs of them, and the ``module:function`` of each, or all keys of its
+                route; modules beside this file can be named.
             settings: Further keys of the configuration.
         """
         folder = self._folder / f"pool-{len(self._pools)}"
@@ -63,8 +65,8 @@ class PoolFactory:
         routes = [
             {
                 "glob" if "*" in pattern else "script": pattern,
-                "handler": handler,
                 "options": {"results": str(self._records.folder)},
+                **({"handler": handler} if isinstance(handler, str) else handler),
             }
             for pattern, handler in handlers.items()
         ]

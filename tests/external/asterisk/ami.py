@@ -163,6 +163,14 @@ class AmiClient:
         """Press one key (0-9, A-D, * or #) on a channel, for 100 ms."""
         self.action("PlayDTMF", {"Channel": channel, "Digit": digit})
 
+    def send_text(self, channel: str, text: str) -> None:
+        """Send a text to whoever is at the other end of a channel."""
+        self.action("SendText", {"Channel": channel, "Message": text})
+
+    def set_global(self, name: str, value: str) -> None:
+        """Set a global variable of the dialplan."""
+        self.action("Setvar", {"Variable": name, "Value": value})
+
     def cli(self, command: str) -> str:
         """Run a console command and return what it prints."""
         return "\n".join(self.action("Command", {"Command": command}).output)

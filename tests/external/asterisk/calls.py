@@ -26,11 +26,17 @@ class CallDone:
     Attributes:
         status: AGISTATUS of the last script before the hangup: SUCCESS, FAILURE or HANGUP.
         h_status: The same of the script that ran after the hangup; empty if none did.
+        way: Where the dialplan went behind the script, and AGISTATUS and FAGI_STATUS as they were there.
+        error: FAGI_ERROR, what the pool told of a failure.
+        ref: FAGI_REF, its reference.
         variables: What the scripts left in the channel variables CALLER_NAME, RESULT, FAGI_STATUS.
     """
 
     status: str
     h_status: str
+    way: str
+    error: str
+    ref: str
     variables: Mapping[str, str]
 
 
@@ -55,12 +61,19 @@ class PlacedCall:
         event = self._ami.wait_for(
             self.uniqueid, lambda event: event.get("UserEvent") == "CallDone", timeout_s
         )
-        variables = {
-            name.removeprefix(_VARIABLE): unquote(value, errors="surrogateescape")
-            for name, value in event.headers.items()
-            if name.startswith(_VARIABLE)
-        }
-        return CallDone(event.get("Status"), event.get("HStatus"), variables)
+        decoded = {name: unquote(value, errors="surrogateescape") for name, value in event.headers.items()}
+        return CallDone(
+            status=event.get("Status"),
+            h_status=event.get("HStatus"),
+            way=decoded["Way"].strip(),
+            error=decoded["Error"],
+            ref=decoded["Ref"],
+            variables={
+                name.removeprefix(_VARIABLE): value
+                for name, value in decoded.items()
+                if name.startswith(_VARIABLE)
+            },
+        )
 
     def await_command(self, command: str) -> None:
         """Wait until Asterisk has begun to carry out an AGI command.
@@ -77,6 +90,41 @@ class PlacedCall:
 
         self._ami.wait_for(self.uniqueid, begun)
 
+    def await_music(self, music_class: str) -> None:
+        """Wait until the caller hears music on hold of a class.
+
+        Raises:
+            TimeoutError: It was not played.
+        """
+
+        def played(event: Message) -> bool:
+            return event.get("Event") == "MusicOnHoldStart" and event.get("Class") == music_class
+
+        self._ami.wait_for(self.uniqueid, played)
+
+    def await_end(self) -> None:
+        """Wait until the called half is no more; for calls that end elsewhere than in the context ``ended``.
+
+        Raises:
+            TimeoutError: It is still there.
+        """
+        self._ami.wait_for(self.uniqueid, lambda event: event.get("Event") == "Hangup")
+
+    def places(self) -> set[tuple[str, str]]:
+        """Return where in the dialplan the call has been: contexts and extensions."""
+        events = self._ami.events(self.uniqueid)
+        return {(event.get("Context"), event.get("Extension")) for event in events}
+
+    def dial_results(self) -> list[str]:
+        """Return how each Dial() of the call ended, as ``ANSWER``."""
+        events = self._ami.events(self.uniqueid)
+        return [event.get("DialStatus") for event in events if event.get("Event") == "DialEnd"]
+
+    def commands(self) -> list[str]:
+        """Return the AGI commands that Asterisk has begun to carry out, as it got them."""
+        events = self._ami.events(self.uniqueid)
+        return [event.get("Command") for event in events if event.get("Event") == "AGIExecStart"]
+
     def hang_up(self) -> None:
         """Let the caller hang up; returns when Asterisk has taken the caller's half down."""
         self._ami.hangup(self._caller)
@@ -85,6 +133,10 @@ class PlacedCall:
     def press(self, digit: str) -> None:
         """Let the caller press one key."""
         self._ami.play_dtmf(self._caller, digit)
+
+    def send_text(self, text: str) -> None:
+        """Let the caller send a text."""
+        self._ami.send_text(self._caller, text)
 
     def redirect(self, extension: str) -> None:
         """Take the call away from its script, to another extension of the context ``calls``."""
@@ -106,8 +158,9 @@ class Telephone:
         then_url: str = "",
         hangup_url: str = "",
         callerid: str = "",
+        silent: bool = False,
     ) -> PlacedCall:
-        """Place a call; returns at once.
+        """Place a call to a script; returns at once.
 
         Args:
             url: The script that serves it, as ``agi://127.0.0.1:4577/hello?x=1``.
@@ -115,11 +168,29 @@ class Telephone:
             then_url: A second script on the same call, without arguments.
             hangup_url: A script for the dead channel; its arguments are ``hangup`` and the cause.
             callerid: As ``"Alice" <100>``.
+            silent: Whether the caller says nothing, rather than sending a tone.
         """
-        number = f"{next(self._numbers):06d}"  # of one length: see AmiClient.originate()
-        called_id, caller_id = f"call-{number}", f"caller-{number}"
         variables = {"AGIURL": url, "AGIARGS": arguments, "AGIURL2": then_url, "HURL": hangup_url}
         given = {name: value for name, value in variables.items() if value}
         called = "two@calls" if then_url else "one@calls"
-        self._ami.originate(called, "tone@caller", (called_id, caller_id), given, callerid)
+        return self.dial(called, given, callerid, "silent@caller" if silent else "tone@caller")
+
+    def dial(
+        self,
+        called: str,
+        variables: Mapping[str, str] | None = None,
+        callerid: str = "",
+        caller: str = "tone@caller",
+    ) -> PlacedCall:
+        """Place a call to any extension; returns at once.
+
+        Args:
+            called: ``extension@context`` of the called half.
+            variables: Channel variables of the call.
+            callerid: As ``"Alice" <100>``.
+            caller: ``extension@context`` of the calling half.
+        """
+        number = f"{next(self._numbers):06d}"  # of one length: see AmiClient.originate()
+        called_id, caller_id = f"call-{number}", f"caller-{number}"
+        self._ami.originate(called, caller, (called_id, caller_id), variables or {}, callerid)
         return PlacedCall(self._ami, called_id, caller_id)

@@ -9,7 +9,7 @@ Laws:
 
 How it works: the programs run with their own dynamic loader and C library, so the age of the
 machine's does not matter. Only the libraries of the asterisk binary itself are fetched; those that
-its 350 modules want besides are left out, since ``conf/modules.conf`` loads sixteen that need none.
+its 350 modules want besides are left out, since ``conf/modules.conf`` loads only some that need none.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ Laws:
 
 from __future__ import annotations
 
+import os
 import re
-import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -24,16 +24,41 @@ from .ports import free_port
 MAX_SOCKET_PATH_BYTES: Final = 107
 
 _CONF: Final = Path(__file__).with_name("conf")
+_DIALPLAN: Final = Path(__file__).resolve().parents[3] / "conf/extensions.conf"
 _BOOT_TIMEOUT_S: Final = 20.0
 _CLI_TIMEOUT_S: Final = 20.0
 #: Parts of the core that complain when they find no file at all.
 _EMPTY_CONF: Final = ("ccss", "cel", "features", "acl", "udptl", "stasis", "codecs", "dnsmgr", "http")
-_FOLDERS: Final = ("etc", "lib", "agi-bin", "spool/tmp", "run", "log", "bin", "data/sounds/en/digits")
+_SPOKEN: Final = ("digits", "letters", "phonetic")
+_FOLDERS: Final = (
+    *("etc", "lib", "agi-bin", "spool/tmp", "run", "log", "bin", "data/moh"),
+    *(f"data/sounds/en/{name}" for name in _SPOKEN),
+)
 #: Bytes of raw sound (.sln) a second: 8,000 samples of 16 bits.
 _SLN_BYTES_PER_S: Final = 16000
-_SOUNDS_S: Final = {"silence100ms": 0.1, "silence1": 1.0, "silence10": 10.0}
-#: What SAY NUMBER and SAY DIGITS need.
-_DIGIT_SOUNDS: Final = (*range(21), *range(30, 100, 10), "hundred", "thousand", "minus")
+_SOUNDS_S: Final = {
+    "silence100ms": 0.1,
+    "silence1": 1.0,
+    "silence10": 10.0,
+    # So slow that a caller can interrupt the date and the time in which they occur.
+    "digits/day-6": 2.0,
+    "digits/p-m": 2.0,
+}
+_SYLLABLE: Final = bytes(round(0.1 * _SLN_BYTES_PER_S))
+_ALPHABET: Final = "abcdefghijklmnopqrstuvwxyz"
+#: What the SAY commands need; each a syllable of silence. "digits/billion" is left out, for the test of
+#: a sound that is missing.
+_SYLLABLES: Final = (
+    "beep",
+    *(f"digits/{number}" for number in (*range(21), *range(30, 100, 10))),
+    *(f"digits/h-{number}" for number in (*range(1, 21), 30)),
+    *(f"digits/day-{number}" for number in range(6)),
+    *(f"digits/mon-{number}" for number in range(12)),
+    *(f"digits/{word}" for word in ("hundred", "thousand", "million", "minus")),
+    *(f"digits/{word}" for word in ("oh", "oclock", "a-m", "at", "star", "pound")),
+    *(f"letters/{word}" for word in (*_ALPHABET, "space", "dot", "dash", "at", "plus")),
+    *(f"phonetic/{letter}_p" for letter in _ALPHABET),
+)
 
 
 class AsteriskFailed(Exception):
@@ -46,6 +71,7 @@ class AsteriskServer:
     Attributes:
         ami_port: Where its manager interface listens on 127.0.0.1.
         log_folder: ``console`` and ``messages`` (warnings and errors) are written there.
+        sound_folder: Where RECORD FILE writes.
     """
 
     def __init__(self, installation: Installation, run_folder: Path) -> None:
@@ -66,6 +92,7 @@ class AsteriskServer:
         self._run_folder = run_folder
         self._process: subprocess.Popen[bytes] | None = None
         self.log_folder = run_folder / "log"
+        self.sound_folder = run_folder / "data/sounds"
         self.ami_port = 0
 
     def start(self) -> None:
@@ -84,6 +111,7 @@ class AsteriskServer:
                 stdout=console,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env={**os.environ, "TZ": "UTC"},
             )
         try:
             self._await_boot(self._process)
@@ -112,6 +140,11 @@ class AsteriskServer:
             raise AsteriskFailed(f"{command}: {done.stdout}{done.stderr}")
         return done.stdout
 
+    def logged(self) -> str:
+        """Return what it printed and logged."""
+        paths = (self.log_folder / "console", self.log_folder / "messages")
+        return "".join(path.read_text(errors="replace") for path in paths if path.exists())
+
     def _ask(self, command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             (*self._command(), "-rx", command),
@@ -129,14 +162,10 @@ class AsteriskServer:
         deadline = time.monotonic() + _BOOT_TIMEOUT_S
         while not self._socket.exists() or self._ask("core waitfullybooted").returncode:
             if process.poll() is not None or time.monotonic() > deadline:
-                raise AsteriskFailed(f"Asterisk did not start:\n{self._logged()}")
+                raise AsteriskFailed(f"Asterisk did not start:\n{self.logged()}")
             time.sleep(0.02)
-        if " ERROR[" in self._logged():  # the manager's port was taken, a module is missing
-            raise AsteriskFailed(f"Asterisk started with errors:\n{self._logged()}")
-
-    def _logged(self) -> str:
-        paths = (self.log_folder / "console", self.log_folder / "messages")
-        return "".join(path.read_text(errors="replace") for path in paths if path.exists())
+        if " ERROR[" in self.logged():  # the manager's port was taken, a module is missing
+            raise AsteriskFailed(f"Asterisk started with errors:\n{self.logged()}")
 
     def _lay_out_run_folder(self) -> None:
         self._run_folder.mkdir(parents=True)
@@ -154,6 +183,7 @@ class AsteriskServer:
         values = {
             "RUN": str(self._run_folder),
             "MODULES": str(self._installation.modules),
+            "DIALPLAN": str(_DIALPLAN),
             "AMI_PORT": str(self.ami_port),
             "AMI_USER": AMI_USER,
             "AMI_SECRET": AMI_SECRET,
@@ -163,8 +193,9 @@ class AsteriskServer:
             (self._run_folder / "etc" / template.name).write_text(text)
 
     def _write_sounds(self) -> None:
-        sounds = self._run_folder / "data/sounds/en"
+        english = self.sound_folder / "en"
         for name, seconds in _SOUNDS_S.items():
-            (sounds / f"{name}.sln").write_bytes(bytes(round(seconds * _SLN_BYTES_PER_S)))
-        for digit in _DIGIT_SOUNDS:
-            shutil.copy(sounds / "silence100ms.sln", sounds / f"digits/{digit}.sln")
+            (english / f"{name}.sln").write_bytes(bytes(round(seconds * _SLN_BYTES_PER_S)))
+        for name in _SYLLABLES:
+            (english / f"{name}.sln").write_bytes(_SYLLABLE)
+        (self._run_folder / "data/moh/music.sln").write_bytes(bytes(_SLN_BYTES_PER_S))
