@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import configparser
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,18 @@ def test_imports_point_one_way() -> None:
         check=False,
     )
     assert run.returncode == 0, run.stdout + run.stderr
+
+
+def test_the_page_shows_the_layers() -> None:
+    """docs/architecture.md names every module in the row in which setup.cfg has it."""
+    settings = configparser.ConfigParser()
+    settings.read(_PROJECT / "setup.cfg")
+    layers = settings["importlinter:contract:layers"]["layers"].split("\n")
+    wanted = [sorted(each.replace("fastagi_pool.", "").split(" | ")) for each in layers if each]
+    page = (_PROJECT / "docs/architecture.md").read_text()
+    rows = re.findall(r"^\| [^|]+ \| (`.*`) \|$", page, re.MULTILINE)
+    shown = [sorted(re.findall(r"`(\w+)`", row)) for row in rows]
+    assert shown == [layer for layer in wanted if layer != ["__main__"]]
 
 
 def test_master_is_plain() -> None:

@@ -1,4 +1,4 @@
-"""The documentation is true: its commands exist, its example runs, its links lead somewhere."""
+"""The documentation is true: its commands exist, its examples run, its links lead somewhere."""
 
 from __future__ import annotations
 
@@ -11,10 +11,18 @@ from typing import Final
 
 import click
 import pytest
+from fresh_pytest import run_pytest
 
 from fastagi_pool.cli import cli
+from fastagi_pool.scenario import load_scenarios
 
 PROJECT: Final = Path(__file__).resolve().parent.parent
+README: Final = PROJECT / "README.md"
+HANDLERS: Final = PROJECT / "docs" / "handlers.md"
+RECIPES: Final = PROJECT / "tests" / "cookbook" / "recipes.py"
+_COOKBOOK: Final = "## Cookbook"
+#: Where the README's example keeps its files.
+_GREETING_FILES: Final = "/tmp/greeting"
 PAGES: Final = [PROJECT / "README.md", *sorted((PROJECT / "docs").rglob("*.md"))]
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"\]\(([^)#:]+)\)")
@@ -22,7 +30,17 @@ _LINK = re.compile(r"\]\(([^)#:]+)\)")
 
 def blocks(page: Path, language: str) -> list[str]:
     """The fenced blocks of one language on a page."""
-    return [text for found, text in _BLOCK.findall(page.read_text()) if found == language]
+    return blocks_in(page.read_text(), language)
+
+
+def blocks_in(text: str, language: str) -> list[str]:
+    """The fenced blocks of one language in a text."""
+    return [block for found, block in _BLOCK.findall(text) if found == language]
+
+
+def recipes() -> list[str]:
+    """The functions of the cookbook, as the page shows them."""
+    return blocks_in(HANDLERS.read_text().partition(_COOKBOOK)[2], "python")
 
 
 def commands() -> list[tuple[str, str]]:
@@ -68,9 +86,7 @@ def test_every_link_leads_to_a_file(page: Path) -> None:
 
 def test_the_five_minute_example_passes_check(tmp_path: Path) -> None:
     """What a newcomer copies from the README is a handler and a configuration that can be run."""
-    readme = PROJECT / "README.md"
-    (tmp_path / "greeting.py").write_text(blocks(readme, "python")[0])
-    (tmp_path / "greeting.yaml").write_text(blocks(readme, "yaml")[0])
+    _write_greeting(tmp_path)
 
     done = subprocess.run(
         [sys.executable, "-m", "fastagi_pool", "check", "-c", str(tmp_path / "greeting.yaml")],
@@ -80,3 +96,64 @@ def test_the_five_minute_example_passes_check(tmp_path: Path) -> None:
     )
 
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_five_minute_example_passes_its_test(tmp_path: Path) -> None:
+    """The README's test of its handler has five lines at most, and is green as it stands."""
+    _write_greeting(tmp_path)
+    test = blocks(README, "python")[1]
+    (tmp_path / "test_greeting.py").write_text(test)
+
+    done = run_pytest(tmp_path)
+
+    assert len(test.splitlines()) <= 5
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+def test_the_menu_passes_its_test(tmp_path: Path) -> None:
+    """The first example of a handler, its configuration and its test are green as they stand."""
+    code, test = blocks(HANDLERS, "python")[:2]
+    (tmp_path / "menu.py").write_text(code)
+    (tmp_path / "menu.yaml").write_text(blocks(HANDLERS, "yaml")[0])
+    (tmp_path / "test_menu.py").write_text(test)
+
+    done = run_pytest(tmp_path)
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "1 passed" in done.stdout
+
+
+def test_the_cookbook_is_whole() -> None:
+    """Every function of the cookbook's module is on the page, and nothing else."""
+    shown = [re.findall(r"^def (\w+)", recipe, re.MULTILINE) for recipe in recipes()]
+
+    assert [name for names in shown for name in names] == re.findall(
+        r"^def (\w+)", RECIPES.read_text(), re.MULTILINE
+    )
+
+
+@pytest.mark.parametrize("recipe", recipes(), ids=lambda recipe: recipe.partition("(")[0].split()[-1])
+def test_a_recipe_is_the_tested_one(recipe: str) -> None:
+    """What the page shows of a recipe is, word for word, a function that has tests."""
+    functions = [f"def {rest}" for rest in RECIPES.read_text().split("\n\n\ndef ")[1:]]
+
+    assert recipe.rstrip("\n") in [function.rstrip("\n") for function in functions]
+
+
+def test_the_scenario_can_be_played(tmp_path: Path) -> None:
+    """The scenario that the page shows is one that the program reads, with every key."""
+    path = tmp_path / "demo.yaml"
+    path.write_text(blocks(HANDLERS, "yaml")[1])
+
+    knows, hangs_up = load_scenarios(path, {})
+
+    assert (knows.title, hangs_up.title) == ("a caller who knows the PIN", "a caller who hangs up")
+
+
+def _write_greeting(folder: Path) -> None:
+    """Write the README's handler and configuration, which keeps its files in the folder too."""
+    (folder / "greeting.py").write_text(blocks(README, "python")[0])
+    configuration = blocks(README, "yaml")[0]
+    assert _GREETING_FILES in configuration
+    (folder / "greeting.yaml").write_text(configuration.replace(_GREETING_FILES, f"{folder}/files"))
