@@ -250,7 +250,7 @@ class Dispatcher:
         progress.outcome = outcome
         if outcome == "hangup":
             return
-        progress.error = f"{type(raised).__name__}: {raised}"
+        progress.error = f"{type(raised).__name__}: {_text(raised)}"
         what = (progress.ref, value(progress.route), progress.error)
         if outcome == "error":
             self._log.error("call=%s route=%s failed: %s", *what, exc_info=raised)
@@ -281,3 +281,11 @@ class Dispatcher:
             held_s=None if session.finished_s is None else session.finished_s - session.accepted_s,
         )
         self._access.write(record, time.time())
+
+
+def _text(raised: BaseException) -> str:
+    """Return what an exception says, if it can: its ``__str__`` may be a handler's."""
+    try:
+        return str(raised)
+    except Exception as error:
+        return f"(its text cannot be had: {type(error).__name__})"

@@ -43,7 +43,7 @@ MAX_REPLY_BYTES: Final = 65536
 _HANGUP_LINE: Final = b"HANGUP"
 #: No sample position has more than 18 digits; what has is no number that we want to make.
 _REPLY = re.compile(r"result=(\S*)(?: \((.*)\))?(?: endpos=(-?\d{1,18})(?!\d))?(.*)", re.DOTALL)
-_PLAIN_REPLY = re.compile(rb"200 result=(-?\d*)(?: endpos=(-?\d{1,18}))?")
+_PLAIN_REPLY = re.compile(rb"200 result=(-?\d*)(?: endpos=(-?\d{1,18}))?\n")
 #: The one reply with quoted texts behind its value, which may hold parentheses.
 _SPEECH_COMMAND: Final = b"SPEECH RECOGNIZE"
 _SPEECH_REPLY = re.compile(r"result=(\S*)(?: \((\w*)\))?(?: endpos=(-?\d{1,18})(?!\d))?(.*)", re.DOTALL)
@@ -408,9 +408,13 @@ class AgiConnection:
         buffer = self._buffer
         reply = _KNOWN_REPLIES.get(buffer)
         if reply is None:
-            if buffer[-2:] != b")\n" or buffer[: len(_VALUE_START)] != _VALUE_START or self._speech:
+            if buffer[-2:] == b")\n" and buffer[: len(_VALUE_START)] == _VALUE_START and not self._speech:
+                reply = Reply(200, "1", _text(buffer[len(_VALUE_START) : -2]))
+            elif (plain := _PLAIN_REPLY.fullmatch(buffer)) is not None:
+                result, endpos = plain.groups()
+                reply = Reply(200, result.decode("ascii"), None, int(endpos) if endpos else None)
+            else:
                 return None
-            reply = Reply(200, "1", _text(buffer[len(_VALUE_START) : -2]))
         self._buffer = b""
         self._scanned = 0
         return self._answered(reply)
@@ -551,10 +555,6 @@ class AgiConnection:
         return None
 
     def _on_success(self, line: bytes) -> Reply | None:
-        plain = _PLAIN_REPLY.fullmatch(line)
-        if plain is not None:
-            result, endpos = plain.groups()
-            return self._answered(Reply(200, result.decode("ascii"), None, int(endpos) if endpos else None))
         form = _REPLY
         if self._speech:
             form = _SPEECH_REPLY

@@ -159,7 +159,9 @@ def character(reply: Reply, line: bytes) -> str:
     Raises:
         AGIError: It is no code.
     """
-    code = whole_number(reply, line) if reply.result else 0
+    if reply.result in ("", "0"):
+        return ""
+    code = whole_number(reply, line)
     if not 0 <= code <= _BIGGEST_CHARACTER:
         raise unexpected(reply, line)
     return chr(code) if code else ""

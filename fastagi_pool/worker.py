@@ -422,7 +422,7 @@ class Worker:
         session = Session(descriptor, peer, self._hub, self._session_limits, self._header_limits)
         if not self._may_call(peer):
             self._begin(session, self._deny)
-        elif self._has_place or self._draining:
+        elif self._draining or (self._has_place and not len(self._waiting)):
             self._begin(session, self._serve)
         elif not self._waiting.admit(session, monotonic()):
             self._begin(session, self._refuse_overload)
@@ -467,17 +467,25 @@ class Worker:
             failed = serve(session)
         except BaseException:
             self._log.exception("a call could not be ended in order")
-            session.close()
+            session.fail()
         finally:
             self._sessions.discard(session)
             if failed is None:
                 self._slot.probe_ends()
             elif self._slot.call_ends(failed):
                 self._ring()
-            if self._draining:
-                self._end_if_idle()
-            elif not (self._has_place and self._serve_next()) and self._full:
-                self._resume_accepting()
+            if self._draining or self._full or len(self._waiting):
+                # Not here: a greenlet that starts the next call is left in the middle of it, for ever.
+                self._hub.loop.run_callback(self._use_place)
+
+    def _use_place(self) -> None:
+        """Give the place of a call that has ended to who waits for it."""
+        while self._has_place and self._serve_next():
+            pass
+        if self._draining:
+            self._end_if_idle()
+        elif self._full:
+            self._resume_accepting()
 
     def _end_if_idle(self) -> None:
         if self._draining and self._acceptors:

@@ -183,7 +183,7 @@ def test_a_channel_can_be_polled(pair: tuple[Channel, Channel]) -> None:
 
 
 def test_who_says_no_more_still_hears() -> None:
-    """A loader that is dismissed sees the end of what it is told, and can still say how its last worker ended."""
+    """A loader that is dismissed sees so, and can still say how its last worker ended."""
     master, loader = Channel.pair()
     master.say_no_more()
     assert loader.receive() is None
