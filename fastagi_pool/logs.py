@@ -204,10 +204,9 @@ class PrintedLines(io.TextIOBase):
     def write(self, text: str) -> int:
         """Log each whole line; the rest waits for its end, in its own call."""
         *lines, rest = (_unfinished_line.get() + text).split("\n")
-        while len(rest) > _LONGEST_LINE:
-            lines.append(rest[:_LONGEST_LINE])
-            rest = rest[_LONGEST_LINE:]
-        _unfinished_line.set(rest)
+        whole = max(0, len(rest) - 1) // _LONGEST_LINE * _LONGEST_LINE
+        lines += [rest[start : start + _LONGEST_LINE] for start in range(0, whole, _LONGEST_LINE)]
+        _unfinished_line.set(rest[whole:])
         for line in lines:
             _log_printed(line)
         return len(text)

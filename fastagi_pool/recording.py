@@ -38,6 +38,11 @@ FOLDER: Final = "recordings"
 ORDER_SUFFIX: Final = ".order"
 #: An order's file grows no further; /run is memory.
 MOST_BYTES: Final = 64 * 1024 * 1024
+#: The longest dialogue of one call that is kept, in characters: some 10,000 commands. It lies in the worker's
+#: memory until the call ends, and while it is written no other call of the worker goes on.
+MOST_CHARACTERS: Final = 2 * 1024 * 1024
+#: What a line costs besides its text.
+_TURN_CHARACTERS: Final = 64
 #: How often a reader looks for more.
 _LOOK_S: Final = 0.1
 #: The sign that stands for a dialled digit that is not told.
@@ -108,8 +113,17 @@ class Transcript:
 
     def to_json(self) -> str:
         """Write it as one line."""
-        turns = [[round(turn.at_s, 6), turn.who, turn.line] for turn in self.turns]
-        return json.dumps({**asdict(self), "turns": turns})
+        # Not asdict(), which copies everything first: a worker that writes a long call has others to serve.
+        fields = {
+            "ref": self.ref,
+            "route": self.route,
+            "began": self.began,
+            "environment": dict(self.environment),
+            "turns": [[round(turn.at_s, 6), turn.who, turn.line] for turn in self.turns],
+            "outcome": self.outcome,
+            "masked": self.masked,
+        }
+        return json.dumps(fields)
 
     @classmethod
     def from_json(cls, line: str) -> Transcript:
@@ -234,7 +248,12 @@ def written(reply: Reply, result: str | None = None) -> str:
 
 
 class RecordedDialogue:
-    """A dialogue that is written down while it goes on."""
+    """A dialogue that is written down while it goes on.
+
+    Attributes:
+        turns: What was said; empty once it is too long.
+        too_long: Whether it grew beyond ``MOST_CHARACTERS``.
+    """
 
     def __init__(self, dialogue: Dialogue, mask: DigitMask | None) -> None:
         """Begin.
@@ -244,6 +263,8 @@ class RecordedDialogue:
             mask: Hides digits; None to show them.
         """
         self.turns: list[Turn] = []
+        self.too_long = False
+        self._characters = 0
         self._dialogue = dialogue
         self._mask = mask
         self._began_s = monotonic()
@@ -256,12 +277,14 @@ class RecordedDialogue:
 
     def execute(self, line: bytes) -> Reply:
         """Send one line, wait for its reply, and note both."""
+        if self.too_long:
+            return self._dialogue.execute(line)
         command = line.decode("utf-8", "surrogateescape").rstrip("\n")
         self._note("S", self._mask.text(command) if self._mask else command)
         try:
             reply = self._dialogue.execute(line)
         except AGICallFinished:
-            del self.turns[-1]  # It was never sent.
+            del self.turns[-1:]  # It was never sent.
             raise
         except CallEnded:
             self._note_hangup()
@@ -287,6 +310,11 @@ class RecordedDialogue:
             self._note("A", "HANGUP")
 
     def _note(self, who: str, line: str) -> None:
+        self._characters += len(line) + _TURN_CHARACTERS
+        if self._characters > MOST_CHARACTERS:
+            self.too_long = True
+            self.turns.clear()
+            return
         self.turns.append(Turn(monotonic() - self._began_s, who, line))
 
 
@@ -315,7 +343,7 @@ class Recorder:
     """Records the calls of one worker that somebody wants.
 
     Attributes:
-        lost: Recordings that could not be written.
+        lost: Recordings that could not be written, or grew too long.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -364,7 +392,10 @@ class Recorder:
         return OpenRecording(route, request, ref, began, recorded, wanted_by)
 
     def end(self, running: OpenRecording, outcome: str) -> None:
-        """Write a call that has ended, to everyone who wants it."""
+        """Write a call that has ended, to everyone who wants it; one that grew too long is lost."""
+        if running.dialogue.too_long:
+            self.lost += len(running.wanted_by)
+            return
         transcript = Transcript(
             ref=running.ref,
             route=running.route.name,
@@ -386,7 +417,10 @@ class Recorder:
     def _read_orders(self) -> bool:
         """Find the orders that stand; False if one could not be read, as half written ones cannot."""
         found: dict[str, _Standing] = {}
-        paths = sorted(self._folder.glob(f"*{ORDER_SUFFIX}"))
+        try:
+            paths = sorted(self._folder.glob(f"*{ORDER_SUFFIX}"))
+        except OSError:
+            return False  # Out of file descriptors, perhaps: what stands goes on.
         for path in paths:
             known = self._standing.get(path.name)
             order = known.order if known else _read_order(path)

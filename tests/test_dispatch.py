@@ -850,3 +850,17 @@ def test_a_route_waits_for_no_database_that_is_away(tmp_path: Path) -> None:
     assert house.outcomes == ["dbdown"]
     assert house.logged == WARNED
     database.close()
+
+
+def test_an_error_that_cannot_say_what_it_is(house: House) -> None:
+    """An exception whose own text cannot be had is a failure like any other, told and recorded."""
+
+    class Speechless(Exception):
+        def __str__(self) -> str:
+            raise RuntimeError("on purpose")
+
+    def handler(call: Call, context: Context) -> None:
+        raise Speechless
+
+    assert house.call(handler).heard[-1] == b"failure\n"
+    assert house.outcomes == ["error"]

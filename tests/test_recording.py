@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
@@ -674,6 +675,44 @@ def test_unreadable_order(text: str, desk: Desk) -> None:
     desk.recorder.look(NOW_S)
     assert desk.call()
     assert len(recorded_at(good)) == 1
+
+
+def test_a_call_that_grows_too_long(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A dialogue of which there is too much is kept no further, and lost as a whole; the call goes on."""
+    monkeypatch.setattr("fastagi_pool.recording.MOST_CHARACTERS", 2000)
+    placed = desk.order()
+    recorded = RecordedDialogue(Scripted(*[OK] * 1000), None)
+    assert [recorded.execute(b"NOOP\n") for _ in range(1000)] == [OK] * 1000
+    assert recorded.too_long
+    assert not recorded.turns
+    running = desk.begin()
+    assert running is not None
+    running.dialogue = recorded
+    desk.recorder.end(running, "ok")
+    assert desk.recorder.lost == 1
+    assert recorded_at(placed) == []
+
+
+def test_finished_call_that_grew_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command that makes a dialogue too long may be one that is never sent."""
+    monkeypatch.setattr("fastagi_pool.recording.MOST_CHARACTERS", 0)
+    recorded = RecordedDialogue(Scripted(AGICallFinished("finished", "NOOP")), None)
+    with pytest.raises(AGICallFinished):
+        recorded.execute(b"NOOP\n")
+
+
+def test_folder_that_cannot_be_read(desk: Desk) -> None:
+    """A worker out of file descriptors goes on with the orders that it knows, and nothing is raised."""
+    placed = desk.order()
+    os.utime(desk.folder, (NOW_S + 1, NOW_S + 1))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (0, hard))
+    try:
+        desk.recorder.look(NOW_S)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert desk.call()
+    assert len(recorded_at(placed)) == 1
 
 
 # ---- the commands' side

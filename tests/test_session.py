@@ -860,6 +860,44 @@ def test_fail_does_not_wait_for_ever(link: Link) -> None:
         os.fstat(descriptor)
 
 
+def test_fail_is_interrupted_by_a_stranger(link: Link) -> None:
+    """A time-out that a handler left running ends the waiting, and does not escape from it."""
+    link.greet()
+    descriptor = link.session._fd
+    running = link.run(lambda session: session.fail())
+    assert link.hear_all() == b"failure\n"
+    greenlet = link.session.greenlet
+    in_hub(lambda: greenlet.throw(gevent.Timeout()))
+    running.result()
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.fstat(descriptor)
+
+
+def test_fail_lets_others_go_on(link: Link) -> None:
+    """A peer that always has more to say takes no turn away from the other calls."""
+    link.greet()
+    link.say(b"x" * 65536)
+    link.peer.shutdown(socket.SHUT_WR)
+    turns: list[int] = []
+
+    def take_turns() -> None:
+        while True:
+            gevent.sleep(0)
+            turns.append(len(turns))
+
+    other = gevent.spawn(take_turns)
+
+    def count_turns(session: Session) -> int:
+        before = len(turns)
+        session.fail()
+        return len(turns) - before
+
+    taken = link.run(count_turns).result()
+    other.kill()
+    assert isinstance(taken, int)
+    assert taken >= 3
+
+
 def test_fail_with_nobody_there(link: Link) -> None:
     """If the peer is gone, there is nothing to be told and nothing to be raised."""
     link.greet()

@@ -239,6 +239,19 @@ def test_printing_handler(pool: PoolService) -> None:
     assert [command.split()[0] for command in result.commands] == ["SET"]
 
 
+def test_many_calls_wait(pools: Pools) -> None:
+    """However many calls have had to wait for a place, each next one is served: waiting uses nothing up."""
+    pool = pools.start({"workers": 1, "calls_per_worker": 1, "max_queue": 250, "max_wait": "60s"})
+    with ExitStack() as stack:
+        held = stack.enter_context(OpenCall(pool.address, "held"))
+        held.command()
+        waiting = [stack.enter_context(OpenCall(pool.address, "hello")) for _ in range(250)]
+        assert held.release() is AgiStatus.SUCCESS
+        assert {call.end() for call in waiting} == {AgiStatus.SUCCESS}
+    assert {line["outcome"] for line in pool.await_access(251)} == {"ok"}
+    assert [worker.active for worker in pool.serving()] == [0]
+
+
 def test_full_worker(pools: Pools) -> None:
     """Calls beyond calls_per_worker wait in the queue, and each is served when another ends."""
     pool = pools.start({"workers": 1, "calls_per_worker": 2})
