@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import indent
 from typing import Final, Protocol
 
 #: The root of all loggers of this package; handlers get children of it.
@@ -121,7 +122,7 @@ class Clock:
 
 
 class LineFormatter(logging.Formatter):
-    """``time LEVEL identity message``, and a traceback below it if there is one."""
+    """``time LEVEL identity message``, and below it, indented, a traceback if there is one."""
 
     def __init__(self, identity: str) -> None:
         """Remember who is speaking.
@@ -135,9 +136,11 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write one record."""
-        text = f"{self._clock.stamp(record.created)} {record.levelname} {self.identity} {record.getMessage()}"
+        head = f"{self._clock.stamp(record.created)} {record.levelname} {self.identity}"
+        text = f"{head} {_on_one_line(record.getMessage())}"
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            # Indented, because what an exception says must not pass for a line of its own either.
+            text += "\n" + indent(self.formatException(record.exc_info), "  ")
         return text
 
 

@@ -16,6 +16,7 @@ cannot any more, the workers do when the order is over.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import stat
@@ -30,6 +31,7 @@ from typing import Any, Final
 
 from fastagi_pool.call import Dialogue
 from fastagi_pool.errors import AGICallFinished, CallEnded
+from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.protocol import Reply, Request
 from fastagi_pool.routes import Route
 
@@ -394,7 +396,7 @@ class Recorder:
     def end(self, running: OpenRecording, outcome: str) -> None:
         """Write a call that has ended, to everyone who wants it; one that grew too long is lost."""
         if running.dialogue.too_long:
-            self.lost += len(running.wanted_by)
+            self._lose(len(running.wanted_by), running.ref, "it grew too long")
             return
         transcript = Transcript(
             ref=running.ref,
@@ -407,7 +409,12 @@ class Recorder:
         )
         line = f"{transcript.to_json()}\n".encode()
         for standing in running.wanted_by:
-            self._append(standing.path, line)
+            try:
+                _append(standing.path, line)
+            except FileNotFoundError:
+                self.lost += 1  # The order was taken back, so nobody misses it.
+            except OSError as error:
+                self._lose(1, running.ref, str(error))
 
     @property
     def active(self) -> bool:
@@ -429,20 +436,25 @@ class Recorder:
         self._standing = found
         return len(found) == len(paths)
 
-    def _append(self, path: Path, line: bytes) -> None:
-        try:
-            descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
-        except OSError:
-            self.lost += 1
-            return
-        try:
-            too_long = os.fstat(descriptor).st_size + len(line) > MOST_BYTES
-            if too_long or os.write(descriptor, line) < len(line):
-                self.lost += 1
-        except OSError:
-            self.lost += 1
-        finally:
-            os.close(descriptor)
+    def _lose(self, recordings: int, ref: str, reason: str) -> None:
+        self.lost += recordings
+        logging.getLogger(LOGGER_NAME).warning("call=%s was not recorded: %s", ref, reason)
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append one recorded call.
+
+    Raises:
+        OSError: It could not be written, or the file is full.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        if os.fstat(descriptor).st_size + len(line) > MOST_BYTES:
+            raise OSError(f"{path} would grow beyond {MOST_BYTES} bytes")
+        if os.write(descriptor, line) < len(line):
+            raise OSError(f"only a part of it could be written into {path}")
+    finally:
+        os.close(descriptor)
 
 
 def recording_of(order: Path) -> Path:

@@ -17,6 +17,7 @@ from Asterisk 16 and 22.
 from __future__ import annotations
 
 import os
+import select
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from time import monotonic
 from typing import Any, Final, Literal, NoReturn
 
 import gevent
+from gevent import monkey
 
 from fastagi_pool.endings import FAILURE_LINE
 from fastagi_pool.errors import (
@@ -47,7 +49,6 @@ from fastagi_pool.protocol import (
     NeedData,
     Reply,
     Request,
-    State,
 )
 
 #: Room for an environment in one piece; larger ones come in several.
@@ -161,6 +162,14 @@ class Session:
         """Start the time for the environment anew, after the session had to wait for a place."""
         self._arm("header", monotonic(), self._limits.header_s)
 
+    @property
+    def peer_has_closed(self) -> bool:
+        """Whether the peer has closed, whatever it said before."""
+        # Not gevent's poll, which would switch to the hub: this is asked in the hub.
+        poller = monkey.get_original("select", "poll")()
+        poller.register(self._fd, select.POLLRDHUP)
+        return bool(poller.poll(0))
+
     def receive_request(self) -> Request | None:
         """Wait for the environment.
 
@@ -192,7 +201,7 @@ class Session:
         self._script_limit_s = limits.script_s or _NEVER
         self._raise_hangup = raise_hangup
         self._mark_s = monotonic()
-        self._arm_script(self._mark_s)
+        self._arm_script()
 
     def execute(self, line: bytes) -> Reply:
         """Send one command line and wait for its reply.
@@ -214,22 +223,31 @@ class Session:
         self._limit = "idle"
         self.deadline_s = now_s + self._idle_limit_s
         self.commands += 1
-        self._send(data)
-        self._hub.wait(self._reader)
-        self._receive()
-        event = self._next_reply()
-        if not isinstance(event, Reply):
-            event = self._patiently(event, self._next_reply)
-        now_s = monotonic()
-        self.asterisk_s += now_s - self._mark_s
-        self._mark_s = now_s
-        self._limit = "script"
-        self.deadline_s = now_s + self._script_limit_s - self.script_s
+        try:
+            self._send(data)
+            self._hub.wait(self._reader)
+            self._receive()
+            event = self._next_reply()
+            if not isinstance(event, Reply):
+                event = self._patiently(event, self._next_reply)
+        except BaseException as interruption:
+            self._asterisk_is_done()
+            if not isinstance(interruption, CallEnded):
+                # The handler's own time-out: it may go on, in its own time.
+                self._arm_script()
+            raise
+        self._asterisk_is_done()
+        self._arm_script()
         if not isinstance(event, Reply):
             raise self._gone("Asterisk closed the connection")
         if self.hung_up and not self._hangup_told:
             self._tell_hangup()
         return event
+
+    def _asterisk_is_done(self) -> None:
+        now_s = monotonic()
+        self.asterisk_s += now_s - self._mark_s
+        self._mark_s = now_s
 
     def _cannot_go_on(self, line: bytes) -> NoReturn:
         """Raise why no command can be sent any more."""
@@ -271,10 +289,7 @@ class Session:
             CallEnded: The call was interrupted, whatever the handler made of it.
         """
         now_s = monotonic()
-        if self._agi.state is State.WAITING:
-            self.asterisk_s += now_s - self._mark_s
-        else:
-            self.script_s += now_s - self._mark_s
+        self.script_s += now_s - self._mark_s
         self._mark_s = now_s
         if self._over is not None:
             raise self._over
@@ -362,9 +377,9 @@ class Session:
         self._limit = limit
         self.deadline_s = now_s + limit_s if limit_s else _NEVER
 
-    def _arm_script(self, now_s: float) -> None:
+    def _arm_script(self) -> None:
         self._limit = "script"
-        self.deadline_s = now_s + self._script_limit_s - self.script_s
+        self.deadline_s = self._mark_s + self._script_limit_s - self.script_s
 
     # --- bytes
 

@@ -10,6 +10,7 @@ Why not the kernel's queue: Asterisk waits in it without end and without a word,
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 Caller = TypeVar("Caller")
@@ -42,6 +43,13 @@ class WaitingRoom(Generic[Caller]):
     def call_in(self) -> Caller | None:
         """Return who has waited longest and let him go; None if nobody waits."""
         return self._waiting.popleft()[1] if self._waiting else None
+
+    def weed(self, is_gone: Callable[[Caller], bool]) -> list[Caller]:
+        """Return all who are gone without having said so, and let them go: their places are needed."""
+        gone = [caller for _, caller in self._waiting if is_gone(caller)]
+        if gone:
+            self._waiting = deque(place for place in self._waiting if place[1] not in gone)
+        return gone
 
     def give_up(self, now_s: float) -> list[Caller]:
         """Return all who have waited too long, and let them go."""

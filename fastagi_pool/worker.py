@@ -425,7 +425,10 @@ class Worker:
         elif self._draining or (self._has_place and not len(self._waiting)):
             self._begin(session, self._serve)
         elif not self._waiting.admit(session, monotonic()):
-            self._begin(session, self._refuse_overload)
+            for gone in self._waiting.weed(lambda each: each.peer_has_closed):
+                self._begin(gone, self._refuse_overload)
+            if not self._waiting.admit(session, monotonic()):
+                self._begin(session, self._refuse_overload)
 
     def _begin(self, session: Session, serve: Callable[[Session], None]) -> None:
         self._slot.call_begins()

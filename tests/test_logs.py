@@ -241,8 +241,19 @@ def test_a_traceback_follows_its_line(logger: logging.Logger, path: Path) -> Non
         logger.exception("failed")
     head, second, *_, last = path.read_text().splitlines()
     assert head.endswith(" ERROR worker=3 gen=1 pid=42 failed")
-    assert second == "Traceback (most recent call last):"
-    assert last == "ValueError: bug"
+    assert second == "  Traceback (most recent call last):"
+    assert last == "  ValueError: bug"
+
+
+def test_a_message_forges_no_line(logger: logging.Logger, path: Path) -> None:
+    """A line end in a message or in an exception's text begins no line that could pass for another's."""
+    try:
+        raise ValueError("bug\n2026-01-01 INFO forged")
+    except ValueError:
+        logger.exception("failed\n2026-01-01 INFO forged")
+    head, *traceback = path.read_text().splitlines()
+    assert head.endswith(" failed\\n2026-01-01 INFO forged")
+    assert all(line.startswith("  ") for line in traceback)
 
 
 def test_the_level_is_kept(logger: logging.Logger, path: Path) -> None:

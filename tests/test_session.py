@@ -622,6 +622,31 @@ def test_a_limit_that_is_over_stays_over(link: Link) -> None:
     assert link.hear_all() == b""
 
 
+def test_a_time_out_of_the_handlers_own(link: Link) -> None:
+    """A handler that gives up waiting for Asterisk by itself is in its own time again, which has an end."""
+    link.greet()
+
+    def give_up(session: Session) -> object:
+        session.begin(SessionLimits(idle_s=1000.0, script_s=5.0))
+        with gevent.Timeout(0.01, False):
+            session.execute(b"NOOP 1\n")
+        return session.deadline_s - monotonic()
+
+    running = link.run(give_up)
+    assert link.hear_line() == b"NOOP 1\n"
+    left_s = running.result()
+    assert isinstance(left_s, float)
+    assert 0 < left_s <= 5.0
+
+
+def test_whether_the_peer_has_closed(link: Link) -> None:
+    """A peer that closed is seen to be gone although what it said before is still unread."""
+    link.say(ENVIRONMENT)
+    assert not link.session.peer_has_closed
+    link.peer.close()
+    assert link.session.peer_has_closed
+
+
 def test_a_handler_that_holds_on_is_interrupted_again(link: Link) -> None:
     """A handler that swallows the time-out and waits again is interrupted again, soon."""
     link.greet()

@@ -41,3 +41,15 @@ def test_nobody_waits_longer_than_the_bound() -> None:
     assert room.give_up(6.0) == ["a", "b"]
     assert room.give_up(6.0) == []
     assert room.call_in() == "c"
+
+
+def test_places_of_those_who_are_gone() -> None:
+    """Callers who are gone are taken out wherever they stand; the others keep their order and their time."""
+    room: WaitingRoom[str] = WaitingRoom(places=3, longest_s=5.0)
+    for at_s, caller in enumerate(("a", "gone", "b")):
+        room.admit(caller, float(at_s))
+    assert room.weed(lambda caller: caller == "gone") == ["gone"]
+    assert room.weed(lambda caller: caller == "gone") == []
+    assert room.admit("c", 3.0)
+    assert room.give_up(7.0) == ["a", "b"]
+    assert room.call_in() == "c"
