@@ -22,6 +22,7 @@ from typing import Final, NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from bench import FULL, QUICK, Bench
+from commands import commands
 from endurance import balance, held, soak
 from figures import Section, facts_text, not_measured, rewrite, section_text
 from load import LoadFailed, LoadSource
@@ -34,6 +35,7 @@ _ROOT: Final = Path(__file__).resolve().parents[2]
 _PAGE: Final = _ROOT / "docs" / "performance.md"
 #: In the order in which they are run.
 MEASUREMENTS: Final[Mapping[str, Callable[[Bench], Section]]] = {
+    "commands": commands,
     "peers": peers,
     "recycle": recycle,
     "rates": rates,
