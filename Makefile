@@ -1,9 +1,11 @@
 # Every verb is one line of shell or two; `make` alone lists them. `make check` is the definition of green.
 PYTHON ?= python3
 BIN := .venv/bin
+# What `make fuzz` generates depends on this number alone.
+SEED ?= 0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help venv run test test-asterisk check format format-check lint types imports docs docs-check bench clean
+.PHONY: help venv run test test-asterisk fuzz fuzz-1 fuzz-2 check format format-check lint types imports docs docs-check bench clean
 
 help:              ## Show the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -29,6 +31,12 @@ test: .venv/dev    ## Run the tests, with a MariaDB server of their own
 test-asterisk: .venv/dev ## Run the tests against a real Asterisk, which is unpacked privately
 	$(BIN)/pytest -m asterisk tests/external
 
+fuzz: .venv/dev    ## Generate inputs for the parser and arguments for commands at full length
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync fuzz-1 fuzz-2
+
+fuzz-1 fuzz-2: fuzz-%: .venv/dev
+	$(BIN)/pytest --hypothesis-profile=half --hypothesis-seed=$*$(SEED) tests/fuzz
+
 check: format-check lint types imports docs-check test ## All that must be green
 
 format: .venv/dev  ## Format the code
@@ -47,11 +55,13 @@ types: .venv/dev   ## Check the types
 imports: .venv/dev ## Check that imports point one way
 	$(BIN)/lint-imports
 
-docs: .venv/dev    ## Generate the reference of the configuration
+docs: .venv/dev    ## Generate the references of the configuration and of the commands
 	$(BIN)/python scripts/generate_config_docs.py
+	$(BIN)/python scripts/generate_command_docs.py
 
 docs-check: .venv/dev ## Check that the generated pages are up to date
 	$(BIN)/python scripts/generate_config_docs.py --check
+	$(BIN)/python scripts/generate_command_docs.py --check
 
 bench: .venv/dev   ## Measure, compare with the peers, and write docs/performance.md
 	$(BIN)/python scripts/bench/run.py

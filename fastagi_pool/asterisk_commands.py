@@ -32,8 +32,8 @@ _MAX_DIGITS: Final = 1024
 #: What stands for "no time-out" when RECORD FILE reports the time left. Source: seen with 16 and 22.
 _UNLIMITED_MS: Final = 100_000
 
-_WHOLE_NUMBER = re.compile(r"\s*[+-]?\d+")
-_NUMBER = re.compile(r"\s*[+-]?(\d|\.\d)")
+_WHOLE_NUMBER = re.compile(r"[ \t\v\f]*[+-]?[0-9]{1,30}")
+_NUMBER = re.compile(r"[ \t\v\f]*[+-]?([0-9]|\.[0-9])")
 
 #: Applications that take no time, in which nobody can hang up.
 _INSTANT: Final = frozenset(

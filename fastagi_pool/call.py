@@ -43,6 +43,7 @@ from fastagi_pool.protocol import (
     clean,
     encode_command,
     join_arguments,
+    leaves_open,
     stays_whole,
 )
 from fastagi_pool.results import ChannelState, Digits, Playback, Recording, RecordingEnd, Speech
@@ -141,6 +142,9 @@ class Call:
             # The one line that Asterisk takes for no command, but for the end of the session.
             self.refused += 1
             raise AGICommandRefused("a line that begins with 'failure' ends the session", command)
+        if arguments and leaves_open(command):
+            self.refused += 1
+            raise AGICommandRefused("a quote that is left open would take in the arguments", command)
         return self._exchange(command, *arguments)[0]
 
     # --- the channel

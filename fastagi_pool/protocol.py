@@ -50,6 +50,8 @@ _SPEECH_REPLY = re.compile(r"result=(\S*)(?: \((\w*)\))?(?: endpos=(-?\d{1,18})(
 #: How by far the most replies with a value begin.
 _VALUE_START: Final = b"200 result=1 ("
 _VALUE_END = re.compile(rb"\)(?: \w+=\S*)*\n\Z")
+#: What Asterisk takes for a word in what is not quoted; Python knows more blanks.
+_BARE_WORD = re.compile(r"[^ \t]+")
 _PLAIN_WORD = re.compile(r'[^\s"\\]+')
 _HARMFUL = re.compile(r"[\r\n\0]")
 #: What surrogateescape cannot turn back into a byte.
@@ -218,6 +220,19 @@ def quote(word: str) -> str:
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
 
+def leaves_open(text: str) -> bool:
+    """Whether Asterisk would read on in a quote, or take the next character as it is, behind this text."""
+    quoted = escaped = False
+    for char in text:
+        if escaped:
+            escaped = False
+        elif char == "\\":
+            escaped = True
+        elif char == '"':
+            quoted = not quoted
+    return quoted or escaped
+
+
 def join_arguments(arguments: Sequence[str]) -> str:
     """Write an application's arguments as one text, so that Asterisk takes it apart into the same.
 
@@ -279,8 +294,9 @@ def encode_command(name: str, words: tuple[str, ...], max_bytes: int = MAX_COMMA
     line = " ".join([name, *map(quote, words)]) if words else name
     if "\n" in line or "\r" in line or "\0" in line:
         raise AGICommandRefused("a command must not hold a line end or NUL", repr(line))
-    # The words of the name count too, and there are at most four of them.
-    if len(words) > MAX_COMMAND_WORDS - 4 and len(words) + len(name.split()) > MAX_COMMAND_WORDS:
+    # The words of the name count too: few as a rule, but raw() takes any. A word and its blank are two bytes.
+    most = len(words) + (len(name) + 1) // 2
+    if most > MAX_COMMAND_WORDS and len(words) + len(_BARE_WORD.findall(name)) > MAX_COMMAND_WORDS:
         raise AGICommandRefused(f"a command must not have more than {MAX_COMMAND_WORDS} words", name)
     try:
         encoded = line.encode("utf-8", "surrogateescape") + b"\n"
@@ -422,6 +438,7 @@ class AgiConnection:
     def _failed(self, reason: str) -> RemoteProtocolError:
         self.state = _ERROR
         self._buffer = b""
+        self._usage = None
         return RemoteProtocolError(reason)
 
     # --- the environment

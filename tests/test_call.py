@@ -669,6 +669,15 @@ def test_raw_does_not_end_the_session(command: str, clean: bool) -> None:
     assert held.refused == 1
 
 
+@pytest.mark.parametrize("command", ['SET VARIABLE "X', "SET VARIABLE X\\", '"'])
+def test_raw_leaves_no_quote_open(command: str) -> None:
+    """A quote or a backslash at the end of a command's own words must not reach its arguments."""
+    made = call(ScriptedDialogue())
+    with pytest.raises(AGICommandRefused, match="left open"):
+        made.raw(command, "value")
+    assert made.refused == 1
+
+
 def test_raw_may_name_a_failure() -> None:
     """The word stands for itself where it does not begin the line."""
     dialogue = ScriptedDialogue(("NOOP failure", OK))

@@ -1,0 +1,1 @@
+"""Generated input: what no one thought of, for the parser and for the commands."""
