@@ -215,7 +215,8 @@ def quote(word: str) -> str:
 
     Source: parse_args() in res_agi.c: quotes group, a backslash escapes any character.
     """
-    if _PLAIN_WORD.fullmatch(word):
+    # The first test says nothing that the second would not, ten times as quickly.
+    if word.isalnum() or _PLAIN_WORD.fullmatch(word):
         return word
     return '"' + word.replace("\\", "\\\\").replace('"', '\\"') + '"'
 
@@ -248,6 +249,8 @@ def join_arguments(arguments: Sequence[str]) -> str:
 
 
 def _escape_argument(argument: str) -> str:
+    if _HARMLESS_ARGUMENT.fullmatch(argument):
+        return argument
     plain = '"' not in argument and "\\" not in argument
     return argument if plain and stays_whole(argument) else _ARGUMENT_SPECIAL.sub(r"\\\g<0>", argument)
 
@@ -292,7 +295,7 @@ def encode_command(name: str, words: tuple[str, ...], max_bytes: int = MAX_COMMA
             long a line.
     """
     line = " ".join([name, *map(quote, words)]) if words else name
-    if "\n" in line or "\r" in line or "\0" in line:
+    if not line.isprintable() and _HARMFUL.search(line):
         raise AGICommandRefused("a command must not hold a line end or NUL", repr(line))
     # The words of the name count too: few as a rule, but raw() takes any. A word and its blank are two bytes.
     most = len(words) + (len(name) + 1) // 2
