@@ -11,7 +11,6 @@ from __future__ import annotations
 import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from random import Random
 from typing import Final
 
 import pytest
@@ -50,10 +49,6 @@ REFUSED: Final[Mapping[str, tuple[type[ProtocolError], str]]] = {
 AMBIGUOUS_IN_PIECES: Final = {
     "31_newline_in_value": "a value quotes a whole reply line; what is behind it comes too late",
 }
-
-#: Every cut up to here is tried, and this many beyond.
-_ALL_CUTS_BYTES: Final = 4096
-_FURTHER_CUTS: Final = 200
 
 every_connection = pytest.mark.parametrize("connection", CONNECTIONS, ids=lambda connection: connection.name)
 
@@ -219,7 +214,7 @@ def test_one_byte_at_a_time(connection: Connection) -> None:
 def test_cut_off_after_every_byte(connection: Connection) -> None:
     """Wherever the connection breaks, the machine comes to an end, and never with an error of ours."""
     agi = AgiConnection()
-    for chunk, cuts in with_cuts(connection):
+    for chunk in connection.chunks:
         if chunk.speaker is Speaker.SERVER:
             try:
                 agi.send_command(chunk.data)
@@ -228,7 +223,7 @@ def test_cut_off_after_every_byte(connection: Connection) -> None:
                 return
             continue
         before = pickle.dumps(agi)
-        for cut in cuts:
+        for cut in range(len(chunk.data)):
             see_the_end(pickle.loads(before), chunk.data[:cut])
         try:
             agi.receive_data(chunk.data)
@@ -236,21 +231,6 @@ def test_cut_off_after_every_byte(connection: Connection) -> None:
         except RemoteProtocolError:
             assert connection.scene in REFUSED
             return
-
-
-def with_cuts(connection: Connection) -> Iterator[tuple[Chunk, list[int]]]:
-    """Yield each chunk with the places to cut it at; none in what the server said."""
-    random = Random(connection.name)
-    total = sum(len(chunk.data) for chunk in connection.chunks if chunk.speaker is Speaker.ASTERISK)
-    beyond = range(_ALL_CUTS_BYTES, total)
-    chosen = {*range(_ALL_CUTS_BYTES), *random.sample(beyond, min(_FURTHER_CUTS, len(beyond)))}
-    start = 0
-    for chunk in connection.chunks:
-        if chunk.speaker is Speaker.SERVER:
-            yield chunk, []
-            continue
-        yield chunk, [cut for cut in range(len(chunk.data)) if start + cut in chosen]
-        start += len(chunk.data)
 
 
 def see_the_end(agi: AgiConnection, data: bytes) -> None:
