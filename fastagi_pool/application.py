@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
@@ -25,8 +26,10 @@ from fastagi_pool.config import Route as RouteConfig
 from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Handler
 from fastagi_pool.endings import OnError
-from fastagi_pool.errors import ConfigError, OperatorError, Problem
+from fastagi_pool.errors import ConfigError, DatabaseUnavailable, OperatorError, Problem
+from fastagi_pool.protocol import HeaderLimits
 from fastagi_pool.routes import Route, RouteKind, RouteTable
+from fastagi_pool.session import SessionLimits
 
 if TYPE_CHECKING:
     from fastagi_pool.database import Database, DatabaseSettings
@@ -59,6 +62,36 @@ class Application:
     def make_databases(self) -> dict[str, Database]:
         """Make what the handlers connect through, not connected yet; once in each process."""
         return {settings.name: _make_database(settings) for settings in self.databases}
+
+    def open_databases(self, databases: Mapping[str, Database], log: logging.Logger) -> None:
+        """Connect to the databases, before the first call.
+
+        Args:
+            databases: What :meth:`make_databases` made.
+            log: Told of a database that is away and not required.
+
+        Raises:
+            DatabaseUnavailable: One that is required cannot be reached.
+        """
+        for settings in self.databases:
+            try:
+                databases[settings.name].open()
+            except DatabaseUnavailable as error:
+                if settings.required_at_boot:
+                    raise
+                log.warning("starting without it: %s", error)
+
+    @property
+    def session_limits(self) -> SessionLimits:
+        """What a session may take until a route says otherwise."""
+        limits = self.config.limits
+        return SessionLimits(limits.header_timeout, limits.idle_timeout, limits.script_timeout)
+
+    @property
+    def header_limits(self) -> HeaderLimits:
+        """What an environment may cost."""
+        limits = self.config.limits
+        return HeaderLimits(limits.header_size, limits.line_length, limits.arguments)
 
     @property
     def descriptors(self) -> int:

@@ -222,11 +222,13 @@ class Dispatcher:
         """Leave nothing of a handler behind, and say what it should not have left."""
         end_printing()
         left, progress.database_s = context.release()
-        who = (progress.ref, value(progress.route))
         if left:
-            self._log.warning("call=%s route=%s left %d database connections open", *who, left)
+            self._blame(progress, f"left {left} database connections open")
         if call.refused:
-            self._log.warning("call=%s route=%s the guard held back %d commands", *who, call.refused)
+            self._blame(progress, f"the guard held back {call.refused} commands")
+
+    def _blame(self, progress: _Progress, what: str) -> None:
+        self._log.warning("call=%s route=%s %s", progress.ref, value(progress.route), what)
 
     def _make_call(self, progress: _Progress, request: Request, match: Match) -> Call:
         route = match.route

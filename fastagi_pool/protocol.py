@@ -56,6 +56,8 @@ _PLAIN_WORD = re.compile(r'[^\s"\\]+')
 _HARMFUL = re.compile(r"[\r\n\0]")
 #: What surrogateescape cannot turn back into a byte.
 _HALF_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+#: A character, or a backslash and what it escapes; a backslash alone escapes what comes behind the text.
+_TOKEN = re.compile(r"\\.|.", re.DOTALL)
 _HARMLESS_ARGUMENT = re.compile(r"[^,\"\\()\[\]]*")
 _CLOSING: Final[Mapping[str, str]] = {")": "(", "]": "["}
 _ARGUMENT_SPECIAL = re.compile(r"[,\"\\()\[\]]")
@@ -223,15 +225,8 @@ def quote(word: str) -> str:
 
 def leaves_open(text: str) -> bool:
     """Whether Asterisk would read on in a quote, or take the next character as it is, behind this text."""
-    quoted = escaped = False
-    for char in text:
-        if escaped:
-            escaped = False
-        elif char == "\\":
-            escaped = True
-        elif char == '"':
-            quoted = not quoted
-    return quoted or escaped
+    tokens = _TOKEN.findall(text)
+    return tokens.count('"') % 2 == 1 or tokens[-1:] == ["\\"]
 
 
 def join_arguments(arguments: Sequence[str]) -> str:
@@ -260,21 +255,17 @@ def stays_whole(argument: str) -> bool:
     if _HARMLESS_ARGUMENT.fullmatch(argument):
         return True
     opened = {"(": 0, "[": 0}
-    quoted = escaped = False
-    for char in argument:
-        if escaped:
-            escaped = False
-        elif char == "\\":
-            escaped = True
-        elif char == '"':
+    quoted = False
+    for token in _TOKEN.findall(argument):
+        if token == '"':
             quoted = not quoted
-        elif char in opened:
-            opened[char] += 1
-        elif char in _CLOSING:
-            opened[_CLOSING[char]] = max(0, opened[_CLOSING[char]] - 1)
-        elif char == "," and not (quoted or any(opened.values())):
+        elif token in opened:
+            opened[token] += 1
+        elif token in _CLOSING:
+            opened[_CLOSING[token]] = max(0, opened[_CLOSING[token]] - 1)
+        elif token == "," and not (quoted or any(opened.values())):
             return False
-    return not (quoted or escaped or any(opened.values()))
+    return not (any(opened.values()) or leaves_open(argument))
 
 
 def clean(word: str) -> str:

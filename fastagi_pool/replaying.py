@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from fastagi_pool.asterisk import Behaviour, Caller, FakeAsterisk
-from fastagi_pool.asterisk_channel import decode
+from fastagi_pool.asterisk_channel import decode, encode
 from fastagi_pool.recording import MASKED_DIGIT, Transcript, Turn
 
 _ANY_DIGIT: Final = "[0-9A-D*#]"
@@ -86,15 +86,12 @@ class RecordedAsterisk(FakeAsterisk):
             Behaviour(version=environment.get("agi_version", "")),
         )
         self.said: list[str] = []
-        self._recorded = environment
+        self._environment = encode(
+            "".join(f"{name}: {value}\n" for name, value in environment.items()) + "\n"
+        )
         self._masked = transcript.masked
         self._left = exchanges(transcript.turns)
         self._handler_is_over = False
-
-    def begin(self) -> bytes:
-        """Say the environment as it was recorded."""
-        lines = "".join(f"{name}: {value}\n" for name, value in self._recorded.items())
-        return f"{lines}\n".encode("utf-8", "surrogateescape")
 
     def prescribed_reply(self, line: str, words: Sequence[str]) -> str | None:
         """Return what was answered to this command; None if it was not given, or not from here on."""

@@ -272,7 +272,7 @@ class Session:
             if event is NEED_DATA:
                 self._acknowledge_quickly()
                 with gevent.Timeout(HANGUP_GRACE_S, False):
-                    self._wait(self._reader)
+                    self._hub.wait(self._reader)
                     self._receive()
                 event = self._next_reply()
             if isinstance(event, Hangup):
@@ -334,7 +334,7 @@ class Session:
                 connection.shutdown(socket.SHUT_WR)
             while self._receive_some():
                 # A peer that never pauses must not keep the other calls from their turn.
-                self._wait(self._reader)
+                self._hub.wait(self._reader)
         except BaseException:
             pass  # It is gone or does not listen, or what the handler left behind interrupts us: never mind.
         finally:
@@ -389,7 +389,7 @@ class Session:
             if event is NEED_DATA:
                 # What comes in pieces waits for our acknowledgement between them.
                 self._acknowledge_quickly()
-                self._wait(self._reader)
+                self._hub.wait(self._reader)
                 self._receive()
             elif isinstance(event, Hangup):
                 self.hung_up = True
@@ -413,7 +413,7 @@ class Session:
             try:
                 return os.read(self._fd, _RECEIVE_BYTES)
             except BlockingIOError:
-                self._wait(self._reader)
+                self._hub.wait(self._reader)
             except OSError as error:
                 raise self._gone(f"the connection broke: {error}") from error
 
@@ -432,12 +432,9 @@ class Session:
             self._unsent = data = data[sent:]
             writer = self._hub.loop.io(self._fd, _WRITE)
             try:
-                self._wait(writer)
+                self._hub.wait(writer)
             finally:
                 writer.close()
-
-    def _wait(self, watcher: Any) -> None:
-        self._hub.wait(watcher)
 
     def _gone(self, reason: str) -> CallPeerGone:
         gone = CallPeerGone(reason)

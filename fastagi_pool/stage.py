@@ -31,15 +31,12 @@ from fastagi_pool.attendants import Attendants
 from fastagi_pool.call import Call
 from fastagi_pool.config import load, load_text
 from fastagi_pool.context import Context
-from fastagi_pool.database import Database
 from fastagi_pool.dispatch import Dispatcher, Handler
 from fastagi_pool.endings import OnError
-from fastagi_pool.errors import DatabaseUnavailable
 from fastagi_pool.logs import LOGGER_NAME, CallRecord
-from fastagi_pool.protocol import HeaderLimits
 from fastagi_pool.recording import Transcript
 from fastagi_pool.replaying import RecordedAsterisk, differences
-from fastagi_pool.session import Session, SessionLimits
+from fastagi_pool.session import Session
 from fastagi_pool.testing import QUICK_WIRE, CallResult, Wire, play
 
 #: How often limits of the call are looked at.
@@ -71,15 +68,13 @@ class _Company:
 
     def __init__(self, application: Application) -> None:
         self._databases = application.make_databases()
-        for database in self._databases.values():
-            _open(database)
+        application.open_databases(self._databases, _log)
         self._application = application
         self._state: dict[str, Any] = {}
         self._errors: list[BaseException] = []
         self._records: list[CallRecord] = []
-        limits = application.config.limits
-        self.limits = SessionLimits(limits.header_timeout, limits.idle_timeout, limits.script_timeout)
-        self.header_limits = HeaderLimits(limits.header_size, limits.line_length, limits.arguments)
+        self.limits = application.session_limits
+        self.header_limits = application.header_limits
         handlers = {name: self._noting(handler) for name, handler in application.handlers.items()}
         self.dispatcher = Dispatcher(
             table=application.table,
@@ -184,11 +179,10 @@ class Stage:
         if not words.keys() & {"script", "glob", "regex", "default"}:
             words["default"] = True
         text = yaml.safe_dump({"databases": dict(databases or {}), "routes": [words]})
-        company = self._companies.get((text, handler))
-        if company is None:
-            loaded = load_text(text, "agi_call", Path.cwd(), {})
-            company = _Company(assemble(loaded, {_GIVEN: handler}))
-            self._companies[text, handler] = company
+        company = self._company(
+            (text, handler),
+            lambda: assemble(load_text(text, "agi_call", Path.cwd(), {}), {_GIVEN: handler}),
+        )
         asterisk = _asterisk(script, arguments, caller, behaviour)
         return self._play(company, asterisk, wire, timeout_s, catch)
 
@@ -222,11 +216,9 @@ class Stage:
             ConfigError: The configuration cannot be run.
             TimeoutError: The handler did not end in time.
         """
-        key = (str(Path(path).absolute()), None)
-        company = self._companies.get(key)
-        if company is None:
-            company = _Company(assemble(load(Path(path), environment or {})))
-            self._companies[key] = company
+        company = self._company(
+            (str(Path(path).absolute()), None), lambda: assemble(load(Path(path), environment or {}))
+        )
         asterisk = _asterisk(script, arguments, caller, behaviour)
         return self._play(company, asterisk, wire, timeout_s, catch)
 
@@ -247,12 +239,16 @@ class Stage:
             TimeoutError: The handler did not end in time.
         """
         # By identity: it holds mappings, so it has no hash; its company keeps it alive.
-        key = ("", id(application))
-        if key not in self._companies:
-            self._companies[key] = _Company(application)
+        company = self._company(("", id(application)), lambda: application)
         asterisk = RecordedAsterisk(transcript)
-        result = self._play(self._companies[key], asterisk, QUICK_WIRE, timeout_s, catch=True)
+        result = self._play(company, asterisk, QUICK_WIRE, timeout_s, catch=True)
         return result, list(differences(transcript, asterisk.said, result.outcome))
+
+    def _company(self, key: tuple[str, object], assemble_it: Callable[[], Application]) -> _Company:
+        """Return who plays for this key; set up at its first call."""
+        if key not in self._companies:
+            self._companies[key] = _Company(assemble_it())
+        return self._companies[key]
 
     def _play(
         self, company: _Company, asterisk: FakeAsterisk, wire: Wire, timeout_s: float, catch: bool
@@ -288,16 +284,6 @@ class Stage:
         if isinstance(result.error, Exception) and result.outcome != "hangup" and not catch:
             raise result.error
         return result
-
-
-def _open(database: Database) -> None:
-    """Open it as a worker does."""
-    try:
-        database.open()
-    except DatabaseUnavailable as error:
-        if database.settings.required_at_boot:
-            raise
-        _log.warning("starting without it: %s", error)
 
 
 def _be_asterisk(link: Any, asterisk: FakeAsterisk, result: CallResult, wire: Wire) -> None:

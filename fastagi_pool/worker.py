@@ -45,10 +45,9 @@ from fastagi_pool.errors import DatabaseUnavailable
 from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers
 from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, rename, reopen_all
 from fastagi_pool.messages import DUMP_SIGNAL
-from fastagi_pool.protocol import HeaderLimits
 from fastagi_pool.recording import FOLDER, Recorder
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
-from fastagi_pool.session import Session, SessionLimits
+from fastagi_pool.session import Session
 from fastagi_pool.waiting import WaitingRoom
 
 #: What a worker listens to; everything else that the master understands it ignores.
@@ -156,11 +155,8 @@ class Worker:
         file = surroundings.access
         self._access = AccessLog(file, self._identity, self._hub.loop.run_callback) if file else None
         self._dispatcher = self._build_dispatcher()
-        limits = self._config.limits
-        self._session_limits = SessionLimits(
-            limits.header_timeout, limits.idle_timeout, limits.script_timeout
-        )
-        self._header_limits = HeaderLimits(limits.header_size, limits.line_length, limits.arguments)
+        self._session_limits = application.session_limits
+        self._header_limits = application.header_limits
         self._max_active = self._config.calls_per_worker
         self._waiting: WaitingRoom[Session] = WaitingRoom(self._config.max_queue, self._config.max_wait)
         self._refused = 0
@@ -174,7 +170,7 @@ class Worker:
         self._lifeline.start(self._on_master_gone)
         self._set_title()
         try:
-            self._open_databases()
+            self._application.open_databases(self._databases, self._log)
             for setup in self._application.setups:
                 setup(self._worker_context())
         except DatabaseUnavailable as error:
@@ -207,15 +203,6 @@ class Worker:
             on_error=OnError.parse(self._config.on_error),
             recorder=self._recorder,
         )
-
-    def _open_databases(self) -> None:
-        for settings in self._application.databases:
-            try:
-                self._databases[settings.name].open()
-            except DatabaseUnavailable as error:
-                if settings.required_at_boot:
-                    raise
-                self._log.warning("starting without it: %s", error)
 
     def _worker_context(self) -> Context:
         return Context(self._databases, self._log, self._state)
