@@ -30,6 +30,14 @@ KEEPALIVE_INTERVAL_S: Final = 15
 #: Source: asm-generic/socket.h.
 _SO_ATTACH_FILTER: Final = 26
 _SO_GET_FILTER: Final = _SO_ATTACH_FILTER
+#: A packet filter that drops what has the SYN flag: struct sock_filter {u16 code; u8 jt; u8 jf; u32 k}.
+#: Source: linux/bpf_common.h; the TCP header's 14th byte holds its flags (RFC 9293).
+_NO_SYN: Final = (
+    (0x30, 0, 0, 13),  # BPF_LD|BPF_B|BPF_ABS: load the flags
+    (0x45, 0, 1, 0x02),  # BPF_JMP|BPF_JSET|BPF_K: is SYN among them?
+    (0x06, 0, 0, 0),  # BPF_RET|BPF_K: then keep no byte,
+    (0x06, 0, 0, 0xFFFFFFFF),  # otherwise all
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +163,9 @@ def refuse_newcomers(listener: _socket.socket) -> None:
     """Let nobody join the queue any more, while those who wait in it can still be accepted.
 
     Closing would reset them, and a reset is a success to the dialplan. A packet filter that drops
-    everything keeps new connections out: they time out, or are refused once all copies of the
-    socket are closed, and Asterisk reports AGISTATUS=FAILURE. Works for all copies of the socket.
+    what opens a connection keeps new ones out: they time out, or are refused once all copies of the
+    socket are closed, and Asterisk reports AGISTATUS=FAILURE. The other packets of a handshake pass, or
+    a caller who believes to be connected would be forgotten. Works for all copies of the socket.
 
     Raises:
         OSError: The kernel does not allow it.
@@ -164,9 +173,8 @@ def refuse_newcomers(listener: _socket.socket) -> None:
     if listener.family == socket.AF_UNIX:
         Path(listener.getsockname()).unlink(missing_ok=True)
         return
-    # struct sock_filter {u16 code; u8 jt; u8 jf; u32 k} = BPF_RET|BPF_K 0: keep no byte of any packet.
-    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
-    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(instruction))
+    instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _NO_SYN))
+    program = struct.pack("HxxxxxxP", len(_NO_SYN), ctypes.addressof(instructions))
     listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
@@ -174,7 +182,8 @@ def refuses_newcomers(listener: _socket.socket) -> bool:
     """Whether :func:`refuse_newcomers` was called for any copy of this socket."""
     if listener.family == socket.AF_UNIX:
         return not Path(listener.getsockname()).exists()
-    return bool(listener.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 8))
+    # The kernel takes the length for a number of instructions, and writes eight bytes for each it has.
+    return bool(listener.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 8 * len(_NO_SYN)))
 
 
 def describe(listener: socket.socket) -> str:
