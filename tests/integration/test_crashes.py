@@ -22,8 +22,9 @@ _REPLACED_S = 1.0
 
 
 def loader_of(pool: PoolService) -> Process:
-    """Return the one loader."""
-    (loader,) = [process for process in pool.processes() if "loader (gen" in process.title]
+    """Return the one loader; a worker has its title too, until it has a name of its own."""
+    loaders = [process for process in pool.processes() if "loader (gen" in process.title]
+    (loader,) = [process for process in loaders if process.parent == pool.pid]
     return loader
 
 
