@@ -30,7 +30,7 @@ class Context:
         state: Shared by all calls of this worker; filled by ``setup``.
     """
 
-    __slots__ = ("_databases", "_leases", "log", "options", "state")
+    __slots__ = ("_charged_s", "_databases", "_leases", "log", "options", "state")
 
     def __init__(
         self,
@@ -44,6 +44,7 @@ class Context:
         self.state = state
         self._databases = databases
         self._leases: dict[str, Lease] | None = None
+        self._charged_s = 0.0
 
     def begin(self, database: str = "") -> AbstractContextManager[Connection]:
         """Open a transaction: committed at the end of ``with``, rolled back by an exception.
@@ -69,13 +70,28 @@ class Context:
         """
         return self._lease(database).connect()
 
+    def database(self, name: str = "") -> Database:
+        """Give a database itself, for statements that are no single call's.
+
+        Args:
+            name: Its name in the configuration; may be left out if there is only one.
+
+        Raises:
+            OperatorError: There is no such database.
+        """
+        return self._databases[self._known(name)]
+
+    def charge_database(self, seconds: float) -> None:
+        """Count seconds that the call waited for statements which were not its own alone."""
+        self._charged_s += seconds
+
     def release(self) -> tuple[int, float]:
         """Give back what the call still holds (dispatcher only).
 
         Returns:
             Connections that were left open, and the seconds spent in statements.
         """
-        left, database_s = 0, 0.0
+        left, database_s = 0, self._charged_s
         for lease in (self._leases or {}).values():
             left += lease.release()
             database_s += lease.database_s
@@ -83,19 +99,22 @@ class Context:
         return left, database_s
 
     def _lease(self, name: str) -> Lease:
-        if not name:
-            if len(self._databases) != 1:
-                raise OperatorError(f"say which database: the configuration names {self._names()}")
-            name = next(iter(self._databases))
+        name = self._known(name)
         if self._leases is None:
             self._leases = {}
         lease = self._leases.get(name)
         if lease is None:
-            database = self._databases.get(name)
-            if database is None:
-                raise OperatorError(f"no database {name!r}: the configuration names {self._names()}")
-            lease = self._leases[name] = database.lease()
+            lease = self._leases[name] = self._databases[name].lease()
         return lease
+
+    def _known(self, name: str) -> str:
+        if not name:
+            if len(self._databases) != 1:
+                raise OperatorError(f"say which database: the configuration names {self._names()}")
+            return next(iter(self._databases))
+        if name not in self._databases:
+            raise OperatorError(f"no database {name!r}: the configuration names {self._names()}")
+        return name
 
     def _names(self) -> str:
         return ", ".join(sorted(self._databases)) or "none"

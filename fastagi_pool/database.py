@@ -27,18 +27,19 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import gevent
 from gevent.lock import BoundedSemaphore
 from gevent.monkey import get_original
+from pymysql.constants import CLIENT, ER, SERVER_STATUS
 from sqlalchemy import Connection, Engine, create_engine, event, exc, text
 from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
-from sqlalchemy.pool import ConnectionPoolEntry, QueuePool, StaticPool
+from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState, QueuePool, StaticPool
 
 from fastagi_pool.errors import DatabaseUnavailable, OperatorError
 
@@ -62,7 +63,38 @@ _IDLE_SINCE: Final = "fastagi_pool.idle_since_s"
 _SELECT_ONE: Final = text("SELECT 1")
 _SELECT_LIMITS: Final = text("SELECT VERSION(), @@max_connections, @@max_user_connections, @@wait_timeout")
 
+#: What makes a transaction a victim of others: the same one again may well succeed. CHECKREAD is what newer
+#: servers (innodb_snapshot_isolation) say where older ones would wait.
+_VICTIM: Final = frozenset({ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.CHECKREAD})
+
 Clock = Callable[[], float]
+
+#: SQL with ``%s`` for each parameter (a list or tuple becomes ``(..., ...)``), and the parameters.
+Statement: TypeAlias = tuple[str, Sequence[object]]
+
+
+class Answer(NamedTuple):
+    """What a server said to one statement.
+
+    Attributes:
+        rows: What it found; none if it was no question.
+        matched: How many rows it found, or how many its condition met, changed or not.
+    """
+
+    rows: Sequence[tuple[Any, ...]]
+    matched: int
+
+
+class TryAgain(Exception):
+    """Statements failed for a reason that passes; nothing of them holds in a transactional table.
+
+    Attributes:
+        in_doubt: Whether the connection was lost, so that nobody knows how far the server came.
+    """
+
+    def __init__(self, reason: str, in_doubt: bool) -> None:
+        self.in_doubt = in_doubt
+        super().__init__(reason)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +118,9 @@ class DatabaseSettings:
         read_timeout_s: For the answer to one statement.
         write_timeout_s: For sending one statement.
         required_at_boot: Whether a worker may become ready without it.
+        sql_mode: What ``sql_mode`` is set to on each new MariaDB connection; empty for the server's own.
+        multi_statements: Whether a packet may hold several statements (:meth:`Lease.round_trip`). Off as
+            a rule: an SQL injection in a handler could then do anything.
     """
 
     name: str
@@ -99,6 +134,8 @@ class DatabaseSettings:
     read_timeout_s: float = 30.0
     write_timeout_s: float = 30.0
     required_at_boot: bool = True
+    sql_mode: str = ""
+    multi_statements: bool = False
 
 
 class CircuitState(Enum):
@@ -200,7 +237,8 @@ class _Driver:
             "pool_recycle": settings.max_age_s,
             # The last one used is the one least likely to have been closed meanwhile.
             "pool_use_lifo": True,
-            "pool_reset_on_return": "rollback",
+            # reset() does it.
+            "pool_reset_on_return": None,
         }
 
     def label(self, url: URL) -> str:
@@ -233,16 +271,35 @@ class _Driver:
         """Ask the server for a sign of life; what the driver raises says there is none."""
         dialect.do_ping(connection)
 
+    def reset(self, connection: Any) -> None:
+        """End the transaction that a returned connection may still be in."""
+        connection.rollback()
+
     def discard(self, connection: Any) -> None:
         """Make sure that closing the connection sends nothing more on it."""
+
+
+class _PyMySQLCursor(Protocol):
+    """The part of PyMySQL's cursor that writes parameters into a statement."""
+
+    def mogrify(self, query: str, args: tuple[object, ...]) -> str: ...
 
 
 class _PyMySQLConnection(Protocol):
     """The inner parts of PyMySQL's connection that we lean on; the same in 1.1 and 1.2."""
 
+    server_status: int
     _sock: Any
     _read_timeout: float | None
     _result: Any
+
+    def cursor(self) -> _PyMySQLCursor: ...
+
+    def query(self, sql: str) -> int: ...
+
+    def next_result(self) -> int: ...
+
+    def rollback(self) -> None: ...
 
 
 class _PyMySQLDriver(_Driver):
@@ -269,12 +326,16 @@ class _PyMySQLDriver(_Driver):
             # PyMySQL 1.2 gets ready for TLS even if the server has none: 20 ms of computing for each
             # connection, in which the worker does nothing else, and nobody listens on the loopback.
             options["ssl_disabled"] = True
+        if self._settings.sql_mode:
+            options["init_command"] = f"SET SESSION sql_mode = '{self._settings.sql_mode}'"
         return options
 
     def connect(self, dialect: Dialect, server: _Server) -> Any:
         # PyMySQL waits for the packets of the log-in as long as for a statement's answer. A server that
         # takes the connection and then says nothing would hold the caller for that long.
         options = {**server.options, "read_timeout": server.options["connect_timeout"]}
+        if self._settings.multi_statements:
+            options["client_flag"] |= CLIENT.MULTI_STATEMENTS
         connection = cast(_PyMySQLConnection, dialect.connect(*server.arguments, **options))
         connection._read_timeout = server.options["read_timeout"]
         return connection
@@ -292,6 +353,11 @@ class _PyMySQLDriver(_Driver):
             super().ping(dialect, connection)
         finally:
             connection._read_timeout = patience_s
+
+    def reset(self, connection: _PyMySQLConnection) -> None:
+        # Every answer says whether a transaction is open. Who met an error has rolled back already.
+        if connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
+            super().reset(connection)
 
     def discard(self, connection: _PyMySQLConnection) -> None:
         # PyMySQL's own close() writes a farewell, which could be taken for the rest of a statement that
@@ -366,7 +432,7 @@ class _SQLiteMemoryDriver(_SQLiteFileDriver):
     def __init__(self, settings: DatabaseSettings) -> None:
         super().__init__(settings)
         self.slots = 1
-        self.pool_arguments = {"poolclass": StaticPool, "pool_reset_on_return": "rollback"}
+        self.pool_arguments = {"poolclass": StaticPool, "pool_reset_on_return": None}
 
     def label(self, url: URL) -> str:
         return "memory"
@@ -443,6 +509,37 @@ class LeasedConnection(Connection):
             self.invalidate()
         self.close_quietly()
 
+    def round_trip(self, statements: Sequence[Statement]) -> list[Answer]:
+        """Send statements in one packet and as one transaction; see :meth:`Lease.round_trip`."""
+        driver = cast(_PyMySQLConnection, self.connection.driver_connection)
+        self.statement_started()
+        try:
+            return _converse(driver, statements)
+        except BaseException as error:
+            self._part_with(driver, error)
+            raise
+        finally:
+            self.statement_ended()
+
+    def _part_with(self, driver: _PyMySQLConnection, error: BaseException) -> None:
+        """Leave a failed conversation: rolled back if it can go on, otherwise dropped.
+
+        Raises:
+            TryAgain: The error is one that passes.
+        """
+        if isinstance(error, self.dialect.loaded_dbapi.Error):
+            lost = self.dialect.is_disconnect(error, self.connection, None)
+            reason = self._lease.reason(error)
+            if not lost:
+                with suppress(self.dialect.loaded_dbapi.Error):
+                    driver.rollback()
+                    if error.args[0] in _VICTIM:
+                        raise TryAgain(reason, in_doubt=False) from error
+                    return
+            self.invalidate()
+            raise TryAgain(reason, in_doubt=True) from error
+        self.invalidate()
+
     def statement_started(self) -> None:
         """Start the clock of a statement."""
         self._statement_since_s = self._lease.clock()
@@ -453,6 +550,19 @@ class LeasedConnection(Connection):
         if self._statement_since_s is not None:
             self._lease.database_s += self._lease.clock() - self._statement_since_s
             self._statement_since_s = None
+
+
+def _converse(driver: _PyMySQLConnection, statements: Sequence[Statement]) -> list[Answer]:
+    """Have one packet answered, statement by statement."""
+    mogrify = driver.cursor().mogrify
+    texts = [mogrify(sql, tuple(parameters)) for sql, parameters in statements]
+    driver.query(";".join((*texts, "COMMIT")))
+    answers = []
+    for _ in texts:
+        result = driver._result
+        answers.append(Answer(result.rows or (), result.affected_rows))
+        driver.next_result()
+    return answers
 
 
 class Lease:
@@ -513,6 +623,27 @@ class Lease:
             if transaction.is_active:
                 with self._timed():
                     transaction.commit()
+
+    def round_trip(self, statements: Sequence[Statement]) -> list[Answer]:
+        """Send statements in one packet: one transaction, carried out in order, committed at its end.
+
+        For MariaDB and MySQL through PyMySQL, with ``multi_statements``. What tables without transactions
+        took before a failure stays there.
+
+        Raises:
+            TryAgain: A deadlock, or the connection was lost.
+            DatabaseUnavailable: It cannot be reached, or all its connections stayed in use.
+            pymysql.Error: A statement failed; nothing of the packet holds.
+        """
+        connection = cast(LeasedConnection, self.connect())
+        try:
+            return connection.round_trip(statements)
+        finally:
+            connection.close_quietly()
+
+    def reason(self, error: Exception) -> str:
+        """Put in one line what a driver said, without secrets."""
+        return self._database.reason(error)
 
     def release(self) -> int:
         """Take back everything, at the end of the call.
@@ -609,7 +740,7 @@ class Database:
             for _ in range(wanted):
                 lease.connect().execute(_SELECT_ONE)
         except exc.SQLAlchemyError as error:
-            raise self._unavailable(self._reason(error)) from error
+            raise self._unavailable(self.reason(error)) from error
         finally:
             lease.release()
 
@@ -632,7 +763,7 @@ class Database:
             return LeasedConnection(self._engine, lease)
         except exc.SQLAlchemyError as error:
             self._slots.release()
-            raise self._unavailable(self._reason(error)) from error
+            raise self._unavailable(self.reason(error)) from error
         except BaseException:
             self._slots.release()
             raise
@@ -684,7 +815,7 @@ class Database:
     def _why_away(self) -> str:
         return "; ".join(f"{server.label}: {server.circuit.reason}" for server in self._servers)
 
-    def _reason(self, error: Exception) -> str:
+    def reason(self, error: Exception) -> str:
         """Put in one line what a driver said, without secrets."""
         cause = getattr(error, "orig", None) or error
         match cause.args:
@@ -704,6 +835,7 @@ class Database:
         event.listen(self._engine, "do_connect", self._on_connect)
         event.listen(self._engine, "checkin", self._on_checkin)
         event.listen(self._engine, "checkout", self._on_checkout)
+        event.listen(self._engine, "reset", self._on_reset)
         event.listen(self._engine, "before_cursor_execute", _on_statement)
         event.listen(self._engine, "after_cursor_execute", _on_answer)
         event.listen(self._engine, "handle_error", self._on_error)
@@ -725,7 +857,7 @@ class Database:
             connection = self._driver.connect(dialect, server)
         except (dialect.loaded_dbapi.Error, RuntimeError) as error:
             # RuntimeError: a log-in method needs a package that is not installed.
-            server.circuit.failed(self._reason(error), self._clock())
+            server.circuit.failed(self.reason(error), self._clock())
             return None
         except BaseException:
             server.circuit.abandoned()
@@ -741,6 +873,10 @@ class Database:
         idle_since_s = record.info.get(_IDLE_SINCE)
         if idle_since_s is not None:
             self._driver.check(self._engine.dialect, connection, self._clock() - idle_since_s)
+
+    def _on_reset(self, connection: Any, _record: object, state: PoolResetState) -> None:
+        if not (state.transaction_was_reset or state.terminate_only):
+            self._driver.reset(connection)
 
     def _on_invalidate(self, connection: Any, _record: object, _error: object) -> None:
         self._driver.discard(connection)

@@ -100,6 +100,15 @@ def test_connect_commits_nothing_by_itself(database: Database) -> None:
     assert names(database) == ["kept"]
 
 
+def test_a_transaction_that_nobody_knows_of_is_rolled_back(database: Database) -> None:
+    """What a handler wrote beside SQLAlchemy, with the driver's own cursor, is undone when it goes back."""
+    with database.lease().connect() as connection:
+        cursor = connection.connection.cursor()
+        cursor.execute("INSERT INTO caller (id, name) VALUES (1, 'forgotten')")
+        cursor.close()
+    assert names(database) == []
+
+
 def test_a_commit_ends_the_block_of_begin(database: Database) -> None:
     """A statement after an early commit is refused, because nobody would commit it."""
     with database.lease().begin() as connection:
@@ -248,6 +257,13 @@ def test_memory_is_used_in_turns() -> None:
     database = Database(DatabaseSettings("main", ("sqlite://",), pool_size=4, pool_timeout_s=0.01))
     with database.lease().begin(), pytest.raises(DatabaseUnavailable, match="all 1 connections"):
         database.lease().connect()
+
+
+def test_sqlite_has_no_sql_mode(tmp_path: Path) -> None:
+    """What only MariaDB knows is no hindrance on SQLite."""
+    database = sqlite(tmp_path / "test.db", sql_mode="NO_ENGINE_SUBSTITUTION", multi_statements=True)
+    database.open()
+    database.close()
 
 
 def test_sqlite_that_cannot_be_opened_is_unavailable(tmp_path: Path) -> None:

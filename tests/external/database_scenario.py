@@ -77,13 +77,32 @@ def shout(lease: Lease, token: int) -> int:
         return int(connection.execute(LONG, {"token": token, "ballast": BALLAST}).one()[0])
 
 
-WORKS: Final[tuple[Work, ...]] = (ask, ask, ask, write, write, stream, shout)
+def packet(lease: Lease, token: int) -> int:
+    """Several statements in one packet, among them a write and one that takes its time."""
+    _, asked, told = lease.round_trip(
+        [
+            ("INSERT INTO seen (token) VALUES (%s)", (token,)),
+            ("SELECT SLEEP(0.002), %s", (token,)),
+            ("SELECT %s", (token,)),
+        ]
+    )
+    answers = {int(asked.rows[0][1]), int(told.rows[0][0])}
+    return answers.pop() if len(answers) == 1 else -1
+
+
+def long_packet(lease: Lease, token: int) -> int:
+    """A packet so long that sending it takes several writes."""
+    return int(lease.round_trip([("SELECT LENGTH(%s)", (BALLAST,)), ("SELECT %s", (token,))])[1].rows[0][0])
+
+
+WORKS: Final[tuple[Work, ...]] = (ask, ask, ask, write, write, stream, shout, packet, packet, long_packet)
 
 
 def where(error: BaseException) -> str:
     """Name the step of the conversation in which a greenlet was killed."""
     names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     steps = {
+        "_converse": "packet",
         "_take_slot": "waiting for a place",
         "_on_connect": "connect",
         "_on_checkout": "check",
@@ -362,7 +381,14 @@ def main() -> None:
     """Run the scenario that the command line names."""
     name, url = sys.argv[1:]
     settings = DatabaseSettings(
-        "main", (url,), pool_size=POOL_SIZE, pool_timeout_s=20.0, idle_ping_s=0.005, connect_timeout_s=0.5
+        "main",
+        (url,),
+        pool_size=POOL_SIZE,
+        pool_timeout_s=20.0,
+        idle_ping_s=0.005,
+        # Of a server that is silent one waits for the end of this; of a busy one nobody should.
+        connect_timeout_s=0.5 if name == "silence" else 5.0,
+        multi_statements=True,
     )
     database = Database(settings)
     scenario = {scenario.__name__: scenario for scenario in SCENARIOS}[name]

@@ -6,17 +6,29 @@ import json
 import select
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from typing import Any, Final
 
+import pymysql
 import pytest
 from conftest import ManualClock
 from mariadb import PASSWORD, MariaDBServer
+from mariadb_forwarder import MariaDBForwarder
 from sqlalchemy import Connection, exc, text
 
-from fastagi_pool.database import RETRY_S, Database, DatabaseSettings, server_limits
+from fastagi_pool.database import (
+    RETRY_S,
+    Answer,
+    Database,
+    DatabaseSettings,
+    Statement,
+    TryAgain,
+    server_limits,
+)
 from fastagi_pool.errors import CallTimeout, DatabaseUnavailable
 
 pytestmark = pytest.mark.mariadb
@@ -73,7 +85,8 @@ def test_a_thousand_kills_leave_every_connection_sound(mariadb_url: str, run_sce
     assert facts["complaints_of_destructors"] == []
     assert facts["answered"] > 100
     assert sum(facts["killed"].values()) > 500
-    assert {"answer", "fetch", "commit", "rollback", "connect", "waiting for a place"} <= set(facts["killed"])
+    steps = {"answer", "fetch", "packet", "commit", "rollback", "connect", "waiting for a place"}
+    assert steps <= set(facts["killed"])
 
 
 def test_a_time_out_that_is_an_exception_leaves_no_half_statement(
@@ -328,6 +341,331 @@ def _database_of_a_new_connection(database: Database) -> str:
     database.close()
     with database.lease().connect() as connection:
         return str(connection.exec_driver_sql("SELECT DATABASE()").scalar())
+
+
+# ---- round trips of several statements
+
+#: What a session has sent or set, seen by itself.
+ROLLBACKS: Final = (
+    "SELECT variable_value FROM information_schema.session_status WHERE variable_name = 'COM_ROLLBACK'"
+)
+LOCK_WAITS: Final = "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT'"
+LOSS: Final[Statement] = ("KILL CONNECTION_ID()", ())
+
+
+@pytest.fixture
+def packets(mariadb_url: str) -> Iterator[Database]:
+    """A database that takes several statements at once, by one connection, with some lines in a table."""
+    with opened(mariadb_url, pool_size=1, multi_statements=True) as database:
+        database.lease().round_trip(
+            [
+                ("CREATE TABLE line (id INT PRIMARY KEY, word VARCHAR(40)) ENGINE = InnoDB", ()),
+                ("INSERT INTO line VALUES (1, 'one'), (2, 'two'), (3, 'three')", ()),
+            ]
+        )
+        yield database
+
+
+def words(database: Database) -> list[str]:
+    """Read the lines of the table, by a lease of its own."""
+    return [row[0] for row in asked(database, "SELECT word FROM line ORDER BY id")]
+
+
+def asked(database: Database, sql: str, *parameters: object) -> Sequence[tuple[Any, ...]]:
+    """Ask one question, by a lease of its own."""
+    return database.lease().round_trip([(sql, parameters)])[0].rows
+
+
+def set_word(number: int, word: str) -> Statement:
+    """Make a statement that changes one line."""
+    return "UPDATE line SET word = %s WHERE id = %s", (word, number)
+
+
+def test_several_statements_are_one_packet(mariadb: MariaDBServer, mariadb_url: str) -> None:
+    """Whatever a round trip holds is one command on the wire, its commit included."""
+    url = mariadb_url.replace(f":{mariadb.port}/", ":{}/")
+    with (
+        MariaDBForwarder(mariadb.port) as forwarder,
+        opened(url.format(forwarder.port), multi_statements=True) as database,
+    ):
+        database.open(warm=1)
+        forwarder.forget()
+        lease = database.lease()
+        lease.round_trip([("SELECT %s", ("a",)), ("DO 1", ()), ("SELECT 2", ())])
+        assert [command.text for command in forwarder.commands] == ["SELECT 'a';DO 1;SELECT 2;COMMIT"]
+        assert lease.statements == 1
+
+
+def test_each_statement_has_its_answer(packets: Database) -> None:
+    """Answers come in order: rows of questions, and of all statements how many rows were meant."""
+    answers = packets.lease().round_trip(
+        [
+            ("SELECT id, word FROM line WHERE id IN %s ORDER BY id", ((1, 3, 9),)),
+            ("UPDATE line SET word = 'new' WHERE id > %s", (1,)),
+            ("SELECT word FROM line WHERE id = 9", ()),
+            ("DELETE FROM line WHERE id = %s", (2,)),
+            ("DELETE FROM line WHERE id = %s", (2,)),
+            ("INSERT INTO line VALUES (5, 'five'), (6, 'six')", ()),
+            ("INSERT IGNORE INTO line VALUES (5, 'again')", ()),
+        ]
+    )
+    assert answers[0] == Answer(((1, "one"), (3, "three")), 2)
+    assert [answer.matched for answer in answers] == [2, 2, 0, 1, 0, 2, 0]
+    assert [list(answer.rows) for answer in answers[1:]] == [[]] * 6
+    assert words(packets) == ["one", "new", "five", "six"]
+
+
+def test_a_row_that_stays_as_it_was_is_counted(packets: Database) -> None:
+    """An UPDATE counts the rows that its condition met, not those that it changed."""
+    assert packets.lease().round_trip([set_word(1, "one")]) == [Answer((), 1)]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ("it's; DROP TABLE line; --", "it's; DROP TABLE line; --"),
+        ("back\\slash\\", "back\\slash\\"),
+        ("100 % of %s and %(x)s", "100 % of %s and %(x)s"),
+        ("Zoë 🎧", "Zoë 🎧"),
+        ("", ""),
+        (None, None),
+        (Decimal("-7.25"), Decimal("-7.25")),
+        (-1, -1),
+    ],
+)
+def test_a_parameter_is_a_value_and_nothing_else(packets: Database, value: object, found: object) -> None:
+    """Whatever a value holds, it arrives whole, and is not read as SQL."""
+    assert asked(packets, "SELECT %s", value) == ((found,),)
+    assert words(packets) == ["one", "two", "three"]
+
+
+def test_a_percent_sign_of_the_statement_is_written_twice(packets: Database) -> None:
+    """Statements with and without parameters are written alike."""
+    assert asked(packets, "SELECT word FROM line WHERE word LIKE 't%%' ORDER BY id") == (("two",), ("three",))
+
+
+def test_an_error_in_the_middle_undoes_all(packets: Database) -> None:
+    """Nothing of a packet holds of which one statement failed, and the connection goes on."""
+    before = who_answers(packets)
+    with pytest.raises(pymysql.ProgrammingError, match="nowhere"):
+        packets.lease().round_trip(
+            [set_word(1, "changed"), ("SELECT 1 FROM nowhere", ()), set_word(2, "never")]
+        )
+    assert words(packets) == ["one", "two", "three"]
+    assert who_answers(packets) == before
+
+
+def test_a_packet_is_one_transaction(packets: Database, mariadb: MariaDBServer, mariadb_url: str) -> None:
+    """Others see nothing of a packet before its end, and all of it afterwards."""
+    table = f"{mariadb_url.rpartition('/')[2]}.line"
+    gate: Statement = ("SELECT GET_LOCK('gate', 60)", ())
+    with opened(mariadb_url) as others, others.lease().connect() as other:
+        other.exec_driver_sql(gate[0])
+        thread, outcome = in_a_thread(
+            lambda: packets.lease().round_trip([set_word(1, "changed"), gate, set_word(2, "too")])
+        )
+        await_row(mariadb, "SELECT id FROM information_schema.processlist WHERE state = 'User lock'")
+        assert mariadb.execute(f"SELECT word FROM {table} WHERE id = 1") == [("one",)]
+        other.exec_driver_sql("SELECT RELEASE_LOCK('gate')")
+    thread.join(PATIENCE_S)
+    assert outcome == [[Answer((), 1), Answer(((1,),), 1), Answer((), 1)]]
+    assert words(packets) == ["changed", "too", "three"]
+
+
+def in_a_thread(work: Callable[[], object]) -> tuple[threading.Thread, list[object]]:
+    """Begin something in a thread, and give it and where its result or error will be."""
+    outcome: list[object] = []
+
+    def run() -> None:
+        try:
+            outcome.append(work())
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread, outcome
+
+
+def await_row(server: MariaDBServer, question: str) -> object:
+    """Ask until there is a row whose first value is not 0, and give that value."""
+    give_up_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < give_up_s:
+        rows = server.execute(question)
+        if rows and rows[0][0]:
+            return rows[0][0]
+    raise TimeoutError(question)
+
+
+def test_a_victim_of_a_deadlock_may_try_again(
+    packets: Database, mariadb: MariaDBServer, mariadb_url: str
+) -> None:
+    """Whom the server sacrifices loses all of the packet, for sure, and keeps the connection."""
+    before = who_answers(packets)
+    with opened(mariadb_url) as others, others.lease().connect() as other:
+        other.exec_driver_sql("INSERT INTO line SELECT seq, 'heavy' FROM seq_100_to_200")
+        other.exec_driver_sql("UPDATE line SET word = 'theirs' WHERE id = 1")
+        thread, outcome = in_a_thread(
+            lambda: packets.lease().round_trip(
+                [set_word(3, "ours"), set_word(2, "ours"), set_word(1, "ours")]
+            )
+        )
+        await_row(mariadb, LOCK_WAITS)
+        # They have written more than we have, so the server takes us.
+        other.exec_driver_sql("UPDATE line SET word = 'theirs' WHERE id = 2")
+        other.rollback()
+    thread.join(PATIENCE_S)
+    (error,) = outcome
+    assert isinstance(error, TryAgain)
+    assert "Deadlock" in str(error)
+    assert not error.in_doubt
+    assert words(packets) == ["one", "two", "three"]
+    assert who_answers(packets) == before
+
+
+def test_who_waited_too_long_for_a_lock_may_try_again(packets: Database, mariadb_url: str) -> None:
+    """A lock that does not come undoes the whole packet, not only the statement that waited."""
+    packets.lease().round_trip([("SET SESSION innodb_lock_wait_timeout = 0", ())])
+    with opened(mariadb_url) as others, others.lease().connect() as other:
+        other.exec_driver_sql("UPDATE line SET word = 'theirs' WHERE id = 1")
+        with pytest.raises(TryAgain, match="Lock wait timeout") as caught:
+            packets.lease().round_trip([set_word(3, "ours"), set_word(1, "ours")])
+    assert not caught.value.in_doubt
+    assert words(packets) == ["one", "two", "three"]
+
+
+def test_a_lost_connection_leaves_a_doubt_and_serves_nobody(packets: Database) -> None:
+    """Who loses the connection in a packet may try again, with care; others get a new connection."""
+    before = who_answers(packets)
+    with pytest.raises(TryAgain) as caught:
+        packets.lease().round_trip([set_word(1, "lost"), LOSS, set_word(2, "never")])
+    assert caught.value.in_doubt
+    assert words(packets) == ["one", "two", "three"]
+    assert who_answers(packets) != before
+
+
+def test_a_connection_killed_from_outside_leaves_a_doubt(packets: Database, mariadb: MariaDBServer) -> None:
+    """An operator's KILL in the middle of a statement is a lost connection, not an error of the statement."""
+    before = who_answers(packets)
+    thread, outcome = in_a_thread(lambda: packets.lease().round_trip([("SELECT SLEEP(60)", ())]))
+    await_row(
+        mariadb, f"SELECT id FROM information_schema.processlist WHERE id = {before} AND state = 'User sleep'"
+    )
+    mariadb.execute(f"KILL {before}")
+    thread.join(PATIENCE_S)
+    (error,) = outcome
+    assert isinstance(error, TryAgain)
+    assert error.in_doubt
+    assert who_answers(packets) != before
+
+
+def test_a_slow_packet_is_cut_off(mariadb_url: str) -> None:
+    """An answer that does not come in time costs the connection, and leaves a doubt."""
+    with opened(mariadb_url, pool_size=1, multi_statements=True, read_timeout_s=0.1) as database:
+        before = who_answers(database)
+        with pytest.raises(TryAgain, match="timed out") as caught:
+            asked(database, "SELECT SLEEP(60)")
+        assert caught.value.in_doubt
+        assert who_answers(database) != before
+
+
+def test_a_server_that_is_away_takes_no_packet(mariadb: MariaDBServer, packets: Database) -> None:
+    """A packet for a stopped server is refused; who was connected learns it without a doubt."""
+    mariadb.stop()
+    try:
+        with pytest.raises(DatabaseUnavailable, match="Connection refused"):
+            asked(packets, "SELECT 1")
+    finally:
+        mariadb.start()
+
+
+def test_what_cannot_be_written_as_sql_costs_no_place(packets: Database) -> None:
+    """A mistake of a handler, such as a missing parameter, is its own, and others are served."""
+    with pytest.raises(pymysql.ProgrammingError, match="not enough arguments"):
+        asked(packets, "SELECT %s, %s", 1)
+    assert words(packets) == ["one", "two", "three"]
+
+
+def test_a_packet_counts_into_the_time_of_the_database(mariadb_url: str, clock: ManualClock) -> None:
+    """A lease counts a packet as one statement, good or bad, with the time that it took."""
+    with opened(mariadb_url, clock=clock, multi_statements=True) as database:
+        database.open(warm=1)
+        lease = database.lease()
+        lease.round_trip([("SELECT 1", ()), ("SELECT 2", ())])
+        with pytest.raises(pymysql.Error):
+            lease.round_trip([("SELECT nothing FROM nowhere", ())])
+        assert (lease.statements, lease.database_s) == (2, 0.0)
+        assert lease.release() == 0
+
+
+def test_a_single_statement_is_all_that_others_may_send(mariadb_url: str) -> None:
+    """Unless a database is told otherwise, its server refuses a packet of two, and does neither."""
+    with opened(mariadb_url) as database:
+        with database.lease().begin() as connection:
+            connection.exec_driver_sql("CREATE TABLE line (id INT PRIMARY KEY)")
+        with pytest.raises(pymysql.ProgrammingError, match="DELETE FROM line"):
+            database.lease().round_trip([("INSERT INTO line VALUES (1)", ()), ("DELETE FROM line", ())])
+        with database.lease().connect() as connection:
+            assert connection.exec_driver_sql("SELECT COUNT(*) FROM line").scalar() == 0
+            with pytest.raises(exc.ProgrammingError, match="DELETE FROM line"):
+                connection.exec_driver_sql("SELECT 1; DELETE FROM line")
+
+
+# ---- what a returned connection is sent
+
+
+def test_a_connection_without_a_transaction_is_not_rolled_back(packets: Database) -> None:
+    """Neither a packet nor a committed transaction costs another round trip for a ROLLBACK."""
+    before = asked(packets, ROLLBACKS)
+    packets.lease().round_trip([set_word(1, "changed"), ("SELECT * FROM line", ())])
+    with packets.lease().begin() as connection:
+        connection.exec_driver_sql("UPDATE line SET word = 'changed' WHERE id = 2")
+    packets.lease().connect().close()
+    assert asked(packets, ROLLBACKS) == before
+    assert words(packets) == ["changed", "changed", "three"]
+
+
+def test_a_forgotten_transaction_is_rolled_back(packets: Database) -> None:
+    """What a handler did beside SQLAlchemy, on the driver's own connection, is undone when it goes back."""
+    before = who_answers(packets)
+    with packets.lease().connect() as connection:
+        connection.connection.cursor().execute("UPDATE line SET word = 'forgotten'")
+    assert words(packets) == ["one", "two", "three"]
+    assert who_answers(packets) == before
+
+
+def test_a_failed_packet_is_rolled_back_once(packets: Database) -> None:
+    """A packet with an error costs one ROLLBACK, and nothing later costs another."""
+    ((before,),) = asked(packets, ROLLBACKS)
+    with pytest.raises(pymysql.Error):
+        packets.lease().round_trip([set_word(1, "lost"), ("SELECT 1 FROM nowhere", ())])
+    ((after,),) = asked(packets, ROLLBACKS)
+    assert int(after) == int(before) + 1
+
+
+# ---- the SQL mode
+
+
+def test_every_connection_has_the_sql_mode(mariadb_url: str) -> None:
+    """All connections of a pool have it, also those made after others were lost."""
+    with opened(
+        mariadb_url, pool_size=2, sql_mode="NO_ENGINE_SUBSTITUTION", multi_statements=True
+    ) as database:
+        for _ in range(2):
+            lease = database.lease()
+            modes = [lease.connect().exec_driver_sql("SELECT @@sql_mode").scalar() for _ in range(2)]
+            lease.release()
+            assert modes == ["NO_ENGINE_SUBSTITUTION"] * 2
+            for _ in range(2):
+                with pytest.raises(TryAgain):
+                    database.lease().round_trip([LOSS])
+
+
+def test_without_a_sql_mode_the_servers_own_holds(mariadb: MariaDBServer, mariadb_url: str) -> None:
+    """A database that says nothing about it has what the server gives to everybody."""
+    with opened(mariadb_url) as database, database.lease().connect() as connection:
+        mode = connection.exec_driver_sql("SELECT @@sql_mode").scalar()
+    assert [(mode,)] == mariadb.execute("SELECT @@GLOBAL.sql_mode")
 
 
 # ---- limits
