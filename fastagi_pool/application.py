@@ -104,14 +104,16 @@ class Application:
 def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -> Application:
     """Build the application that a configuration describes.
 
-    Adds ``python_path`` to the module search path and imports every handler.
+    Adds ``python_path`` to the module search path, imports every handler, and lets its module check the
+    route's options.
 
     Args:
         loaded: The configuration.
         given: Handlers that are here already, by their names in the configuration.
 
     Raises:
-        ConfigError: Routes that can never be chosen, handlers that cannot be imported or called.
+        ConfigError: Routes that can never be chosen, handlers that cannot be imported or called, options
+            that they refuse.
     """
     config = loaded.config
     problems: list[Problem] = []
@@ -123,17 +125,12 @@ def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -
     modules: dict[str, ModuleType] = {}
     for place, route in enumerate(config.routes):
         try:
-            if route.handler in given:
-                function = given[route.handler]
-                name = getattr(function, "__qualname__", route.handler)
-                handlers[route.name] = _check_handler(function, name)
-                module = sys.modules[function.__module__]
-            else:
-                module = import_module(route.handler)
-                handlers[route.name] = find_handler(module, route.handler)
+            module, handlers[route.name] = _resolve(route.handler, given)
             modules[module.__name__] = module
         except _HandlerFault as fault:
             problems.append(loaded.problem(("routes", place, "handler"), str(fault)))
+        else:
+            problems += _refused_options(loaded, place, module)
     hooks = {name: tuple(_hooks(modules.values(), name)) for name in ("setup", "teardown")}
     databases = tuple(database_settings(name, each) for name, each in config.databases.items())
     for settings in databases:
@@ -188,6 +185,7 @@ def build_route(route: RouteConfig, config: Config) -> Route:
         on_error=OnError.parse(route.on_error or config.on_error),
         clean_arguments=route.command_guard is CommandGuard.CLEAN,
         mask_digits=route.mask_digits,
+        free_names=route.free_names,
     )
 
 
@@ -205,6 +203,8 @@ def database_settings(name: str, database: DatabaseConfig) -> DatabaseSettings:
         read_timeout_s=database.read_timeout,
         write_timeout_s=database.write_timeout,
         required_at_boot=database.required_at_boot,
+        sql_mode=database.sql_mode,
+        multi_statements=database.multi_statements,
     )
     return settings
 
@@ -223,6 +223,16 @@ def _database_module() -> ModuleType:
 
 class _HandlerFault(Exception):
     """Why a handler cannot be used, in one line."""
+
+
+def _resolve(handler: str, given: Mapping[str, Handler]) -> tuple[ModuleType, Handler]:
+    """Give what ``package.module:function`` names: the module and the function, checked."""
+    if handler not in given:
+        module = import_module(handler)
+        return module, find_handler(module, handler)
+    function = given[handler]
+    name = getattr(function, "__qualname__", handler)
+    return sys.modules[function.__module__], _check_handler(function, name)
 
 
 def import_module(handler: str) -> ModuleType:
@@ -269,6 +279,22 @@ def _check_handler(function: Any, handler: str) -> Handler:
         pass  # Some callables have no signature to look at.
     found: Handler = function
     return found
+
+
+def _refused_options(loaded: LoadedConfig, place: int, module: ModuleType) -> list[Problem]:
+    """Ask a handler's module what is wrong with the options of its route, if it has an answer."""
+    check: Any = getattr(module, "check_options", None)
+    if not callable(check):
+        return []
+    location = ("routes", place, "options")
+    try:
+        return [
+            loaded.problem((*location, *found.location), found.message, found.hint)
+            for found in check(loaded.config.routes[place].options)
+        ]
+    except (Exception, SystemExit) as error:
+        what = f"{_where(error)}{type(error).__name__}: {error}"
+        return [loaded.problem(location, f"cannot be checked by {module.__name__}.check_options: {what}")]
 
 
 def _where(error: BaseException) -> str:

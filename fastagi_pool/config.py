@@ -233,6 +233,25 @@ class Database(Section):
         description="Whether a worker is only ready once this database answers. `true`, so that a wrong URL "
         "shows at the start and not in the first call.",
     )
+    sql_mode: str = Field(
+        default="",
+        description="What `sql_mode` is set to on each new connection to MariaDB or MySQL: names of modes "
+        "with `,` between them; empty for the server's own. For handlers that rely on how the server treats "
+        "values that do not fit.",
+    )
+    multi_statements: Truth = Field(
+        default=False,
+        description="Whether MariaDB or MySQL takes several statements in one packet, for handlers that save "
+        "round trips by it. `false`, because it lets an SQL injection in any handler do more harm.",
+    )
+
+    @field_validator("sql_mode")
+    @classmethod
+    def _sql_mode_is_names(cls, value: str) -> str:
+        # It becomes part of a statement.
+        if not re.fullmatch(r"[A-Za-z0-9_,]*", value):
+            raise ValueError("must be names of letters, digits and '_' with ',' between them")
+        return value
 
     @field_validator("password")
     @classmethod
@@ -331,6 +350,12 @@ class Route(Section):
         default=False,
         description="Whether recordings (`fastagi-pool record`) hide what callers of this route dial, for "
         "card numbers and PINs.",
+    )
+    free_names: Truth = Field(
+        default=False,
+        description="Whether script names of this route may hold `..` and control characters, for handlers "
+        "to which a name is text that came from the other side of a trunk. `false`, because to a handler "
+        "that looks for a file of that name they are an attack.",
     )
     script_timeout: Duration | None = Field(
         default=None, description="Instead of `limits.script_timeout` on this route; 0 for no limit."

@@ -188,10 +188,11 @@ class Dispatcher:
         self._write_record(progress)
 
     def _find(self, request: Request) -> Match:
-        fault = script_fault(request.script)
-        if fault:
-            raise _Refused("badrequest", fault)
         match = self._table.match(request)
+        if match is None or not match.route.free_names:
+            fault = script_fault(request.script)
+            if fault:
+                raise _Refused("badrequest", fault)
         if match is None:
             raise _Refused("noroute", "no route matches the script, and there is no default")
         return match

@@ -66,6 +66,7 @@ class Route:
         on_error: What the dialplan does after a call that failed.
         clean_arguments: Whether line ends and NUL in arguments of commands become spaces.
         mask_digits: Whether recordings hide what the caller dials.
+        free_names: Whether :func:`script_fault` is not asked.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Route:
     on_error: OnError = GO_ON
     clean_arguments: bool = False
     mask_digits: bool = False
+    free_names: bool = False
 
     @property
     def conditions(self) -> tuple[object, ...]:
@@ -136,9 +138,9 @@ def _glob_matches(glob: str, text: str) -> bool:
 
 
 def script_fault(script: str) -> str:
-    """Return why a script name is refused whatever the routes say; empty if it is not.
+    """Return why a script name is refused unless its route says otherwise; empty if it is not.
 
-    ``..`` climbs out of a folder and control characters forge log lines: neither is ever meant.
+    ``..`` climbs out of a folder and control characters forge log lines: neither is meant, as a rule.
     """
     if ".." in script.split("/"):
         return "a script name must not hold '..'"

@@ -105,6 +105,7 @@ def test_every_key_of_a_route_arrives(workshop: Workshop) -> None:
             on_error: goto sorry, s, 1
             command_guard: clean
             mask_digits: yes
+            free_names: yes
           - {regex: "call/[0-9]+", handler: "greetings:serve"}
         """
     )
@@ -115,6 +116,7 @@ def test_every_key_of_a_route_arrives(workshop: Workshop) -> None:
     assert (full.databases, full.script_timeout_s, full.idle_timeout_s) == (("main",), 5.0, 0.0)
     assert full.on_error == OnError(ErrorAction.GOTO, "sorry,s,1")
     assert (full.raise_hangup, full.clean_arguments, full.mask_digits) == (False, True, True)
+    assert (full.free_names, regex.free_names) == (True, False)
     assert (regex.kind, regex.pattern) == (RouteKind.REGEX, "call/[0-9]+")
     assert (regex.raise_hangup, regex.clean_arguments, regex.mask_digits) == (True, False, False)
     assert regex.on_error == GO_ON
@@ -163,6 +165,8 @@ def test_databases_and_descriptors(workshop: Workshop) -> None:
             pool_size: 3
             required_at_boot: no
             read_timeout: 9s
+            sql_mode: NO_ENGINE_SUBSTITUTION,ANSI_QUOTES
+            multi_statements: yes
           other: {url: ['sqlite:////tmp/a.db'], pool_size: 2}
         routes: [{default: true, handler: "greetings:serve"}]
         """
@@ -170,7 +174,9 @@ def test_databases_and_descriptors(workshop: Workshop) -> None:
     main, other = application.databases
     assert (main.name, main.password, main.pool_size) == ("main", "secret", 3)
     assert (main.required_at_boot, main.read_timeout_s) == (False, 9.0)
+    assert (main.sql_mode, main.multi_statements) == ("NO_ENGINE_SUBSTITUTION,ANSI_QUOTES", True)
     assert (other.name, other.urls, other.pool_size) == ("other", ("sqlite:////tmp/a.db",), 2)
+    assert (other.sql_mode, other.multi_statements) == ("", False)
     # One for each call, whether served or waiting, and connection, one to listen, and 64 to spare.
     assert application.descriptors == 100 + 20 + 5 + 1 + 64
 
@@ -192,6 +198,23 @@ def test_hooks_are_collected_once(workshop: Workshop) -> None:
     )
     assert [hook.__module__ for hook in application.setups] == ["first", "second"]
     assert [hook.__module__ for hook in application.teardowns] == ["first", "second"]
+
+
+def test_options_that_are_good(workshop: Workshop) -> None:
+    """A module sees the options of each route that it serves, with their types, and may find nothing."""
+    workshop.write(
+        "greetings", HANDLER + "seen = []\ndef check_options(options):\n    seen.append(options); return ()"
+    )
+    workshop.write("plain", HANDLER + "check_options = 'no function'\n")
+    workshop.assemble(
+        """
+        routes:
+          - {script: a, handler: "greetings:serve", options: {patience_s: 5}}
+          - {script: b, handler: "greetings:serve"}
+          - {script: c, handler: "plain:serve", options: {any: thing}}
+        """
+    )
+    assert sys.modules["greetings"].seen == [{"patience_s": 5}, {}]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +324,60 @@ def test_what_cannot_be_a_handler(workshop: Workshop, source: str, message: str)
     """What cannot be called with a call and a context is refused before any call comes."""
     workshop.write("handlers", source)
     assert workshop.problem("handlers:serve").startswith(message)
+
+
+def test_refused_options(workshop: Workshop) -> None:
+    """What a module finds in the options of a route is told at its key and line, or at those above it."""
+    workshop.write(
+        "greetings",
+        """
+        from fastagi_pool.findings import Finding
+
+        def serve(call, context): ...
+
+        def check_options(options):
+            yield Finding(("targets", "2"), "must be a department", "did you mean 'sales'?")
+            yield Finding(("language",), "is missing")
+        """,
+    )
+    fault, absent, deep = workshop.problems(
+        """\
+        routes:
+          - {script: a, handler: "os:nosuch"}
+          - default: true
+            handler: greetings:serve
+            options:
+              targets:
+                "1": support
+                "2": slaes
+        """
+    )
+    assert fault.key == "routes[0].handler"
+    assert str(absent) == "pool.yaml:6: routes[1].options.language: is missing"
+    assert str(deep) == (
+        "pool.yaml:9: routes[1].options.targets.2: must be a department (did you mean 'sales'?)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("def check_options(options): options['x']", "{file}:3: KeyError: 'x'"),
+        (
+            "def check_options(options):\n    yield 'wrong'",
+            "AttributeError: 'str' object has no attribute 'location'",
+        ),
+        ("def check_options(): ...", "check_options() takes 0 positional arguments but 1 was given"),
+        ("def check_options(options): raise SystemExit(3)", "{file}:3: SystemExit: 3"),
+    ],
+)
+def test_options_that_cannot_be_checked(workshop: Workshop, source: str, message: str) -> None:
+    """A check that fails is a problem of its route, not the end of the loader."""
+    file = workshop.write("greetings", HANDLER + source)
+    [problem] = workshop.problems("routes: [{default: true, handler: 'greetings:serve', options: {a: 1}}]")
+    assert (problem.line, problem.key) == (2, "routes[0].options")
+    assert problem.message.startswith("cannot be checked by greetings.check_options: ")
+    assert problem.message.endswith(message.format(file=file))
 
 
 def test_a_shadowed_route(workshop: Workshop) -> None:

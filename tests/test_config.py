@@ -113,6 +113,8 @@ def test_database_defaults() -> None:
             read_timeout=30,
             write_timeout=30,
             required_at_boot=True,
+            sql_mode="",
+            multi_statements=False,
         )
     }
 
@@ -121,16 +123,17 @@ def test_route_defaults() -> None:
     """A route needs nothing but what it matches and its handler; what is not safe must be asked for."""
     found = route("script: x, handler: a:b")
     assert (found.on_hangup, found.command_guard) == (HangupPolicy.RAISE, CommandGuard.STRICT)
-    assert (found.on_error, found.mask_digits) == (None, False)
+    assert (found.on_error, found.mask_digits, found.free_names) == (None, False, False)
 
 
 def test_policies_of_a_route() -> None:
     """The policies of a route are read as they are written, also from a variable."""
     policies = "on_hangup: continue, command_guard: '${G}', mask_digits: on, on_error: ' goto  a ,s, 1'"
+    policies += ", free_names: on"
     text = f"routes: [{{script: x, handler: a:b, {policies}}}]"
     found = loaded(text, {"G": "clean"}).config.routes[0]
     assert (found.on_hangup, found.command_guard) == (HangupPolicy.CONTINUE, CommandGuard.CLEAN)
-    assert (found.on_error, found.mask_digits) == ("goto a,s,1", True)
+    assert (found.on_error, found.mask_digits, found.free_names) == ("goto a,s,1", True, True)
 
 
 def test_everything_set() -> None:
@@ -356,6 +359,17 @@ def test_database_password_goes_into_each_url() -> None:
         (
             "databases: {a: {url: 'a://', required_at_boot: maybe}}",
             "databases.a.required_at_boot: must be true or false, not 'maybe'",
+        ),
+        *(
+            (
+                f"databases: {{a: {{url: 'a://', sql_mode: \"{mode}\"}}}}",
+                "databases.a.sql_mode: must be names of letters, digits and '_' with ',' between them",
+            )
+            for mode in ("A B", "A'", "A;", "A\\n", "\u00c4")
+        ),
+        (
+            "databases: {a: {url: 'a://', multi_statements: 1}}",
+            "databases.a.multi_statements: must be true or false, not '1'",
         ),
     ],
 )

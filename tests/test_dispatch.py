@@ -384,6 +384,13 @@ def test_how_calls_end(
 # ---- calls that reach no handler
 
 
+def test_a_free_name_reaches_its_handler(tmp_path: Path) -> None:
+    """A route that takes any text for a name is asked about none."""
+    house = House(tmp_path / "access", route={"free_names": True})
+    house.call(go_well, (OK,), script="hello\x1b")
+    assert house.outcomes == ["ok"]
+
+
 def unreachable(call: Call, context: Context) -> None:
     """Be a handler that nobody may reach."""
     raise AssertionError("a handler was called")
