@@ -15,9 +15,11 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
+from functools import wraps
 from pathlib import Path
 from time import monotonic, time
-from typing import IO, TYPE_CHECKING, Final, TypeVar
+from typing import IO, TYPE_CHECKING, Final, TypeVar, cast
 from urllib.parse import urlsplit
 
 import click
@@ -47,38 +49,64 @@ EXIT_NOT_RUNNING: Final = 3
 _Command = TypeVar("_Command", bound=Callable[..., object])
 
 
+class SourceKind(Enum):
+    """What a configuration is written in."""
+
+    YAML = "our own YAML"
+    DEMO = "the embedded demonstration"
+    ASTGUICLIENT = "VICIdial's own"
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """Where the configuration comes from.
 
     Attributes:
-        path: The file.
-        demo: Whether to take the embedded demonstration instead.
+        path: The file; not used for the demonstration.
+        kind: What it is written in.
     """
 
     path: str
-    demo: bool
+    kind: SourceKind
 
-    def load(self) -> LoadedConfig:
-        """Read it.
+    def __str__(self) -> str:
+        return "the demonstration" if self.kind is SourceKind.DEMO else self.path
+
+    @classmethod
+    def choose(cls, path: str | None, demo: bool, astguiclient: str | None) -> Source:
+        """Take what the options of the command line say.
 
         Raises:
-            ConfigError: It cannot be run.
+            click.UsageError: Two of them contradict each other.
         """
-        from fastagi_pool.config import load, load_text
+        if astguiclient is None:
+            return cls(path or DEFAULT_CONFIG, SourceKind.DEMO if demo else SourceKind.YAML)
+        if demo or path is not None:
+            other = "--demo" if demo else "--config"
+            raise click.UsageError(f"--astguiclient is a configuration of its own: give it or {other}")
+        return cls(astguiclient, SourceKind.ASTGUICLIENT)
 
-        if not self.demo:
-            return load(Path(self.path), os.environ)
-        package = Path(__file__).parent
-        folder = _demo_folder()
-        environment: Mapping[str, str] = {**os.environ, "DEMO_FOLDER": str(folder)}
-        return load_text((package / "demo.yaml").read_text(), "demo.yaml", package, environment)
+    def load(self) -> LoadedConfig:
+        """Read it; anew each time, so that a reload sees what has changed.
+
+        Raises:
+            OperatorError: It cannot be run.
+        """
+        from fastagi_pool.config import load
+
+        match self.kind:
+            case SourceKind.YAML:
+                return load(Path(self.path), os.environ)
+            case SourceKind.DEMO:
+                return _load_demo()
+            case SourceKind.ASTGUICLIENT:
+                return _load_astguiclient(Path(self.path))
 
     def assemble(self) -> Application:
         """Load it, with its routes and handlers.
 
         Raises:
-            ConfigError: It cannot be run.
+            OperatorError: It cannot be run.
         """
         from gevent import monkey
 
@@ -86,6 +114,23 @@ class Source:
         from fastagi_pool.application import assemble
 
         return assemble(self.load())
+
+
+def _load_demo() -> LoadedConfig:
+    from fastagi_pool.config import load_text
+
+    package = Path(__file__).parent
+    environment: Mapping[str, str] = {**os.environ, "DEMO_FOLDER": str(_demo_folder())}
+    return load_text((package / "demo.yaml").read_text(), "demo.yaml", package, environment)
+
+
+def _load_astguiclient(path: Path) -> LoadedConfig:
+    from fastagi_pool.config import load_text
+    from fastagi_pool.handlers.vicidial.astguiclient import find_socket, read, to_yaml
+
+    settings = read(path)
+    text = to_yaml(settings, find_socket(settings.db_server))
+    return load_text(text, f"{path} (as YAML)", path.parent, {})
 
 
 def _demo_folder() -> Path:
@@ -98,19 +143,22 @@ def _demo_folder() -> Path:
 
 
 def _with_source(command: _Command) -> _Command:
-    """Give a command the options that say where the configuration comes from."""
-    command = click.option("--demo", is_flag=True, help="Use the embedded demonstration instead of a file.")(
-        command
+    """Give a command the options that say where the configuration comes from, as its ``source``."""
+
+    @click.option(
+        "-c", "--config", "path", metavar="FILE", help=f"The YAML file.  [default: {DEFAULT_CONFIG}]"
     )
-    return click.option(
-        "-c",
-        "--config",
-        "path",
-        default=DEFAULT_CONFIG,
-        show_default=True,
+    @click.option("--demo", is_flag=True, help="Use the embedded demonstration instead of a file.")
+    @click.option(
+        "--astguiclient",
         metavar="FILE",
-        help="The YAML file.",
-    )(command)
+        help="Serve VICIdial, as its astguiclient.conf says.",
+    )
+    @wraps(command)
+    def with_source(path: str | None, demo: bool, astguiclient: str | None, **others: object) -> object:
+        return command(source=Source.choose(path, demo, astguiclient), **others)
+
+    return cast(_Command, with_source)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -142,13 +190,12 @@ def main() -> None:
 
 @cli.command()
 @_with_source
-def run(path: str, demo: bool) -> None:
+def run(source: Source) -> None:
     """Run the server in the foreground until a signal ends it.
 
     TERM and QUIT let calls in progress finish, INT ends them, HUP reloads configuration and code,
     USR1 reopens the logs, TTIN and TTOU change the number of workers by one.
     """
-    source = Source(path, demo)
 
     def be_loader(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
         from gevent import monkey
@@ -160,7 +207,7 @@ def run(path: str, demo: bool) -> None:
 
     def serving(addresses: list[str]) -> None:
         click.echo(f"fastagi-pool {VERSION} listens on {', '.join(addresses)}; Ctrl-C ends it.")
-        if demo:
+        if source.kind is SourceKind.DEMO:
             script = "hello" if addresses == [DEFAULT_SERVER] else f"agi://{addresses[0]}/hello"
             click.echo(f"Place a call from a second terminal:  fastagi-pool call {script}")
 
@@ -190,9 +237,8 @@ def _inherited_sockets(environment: Mapping[str, str]) -> tuple[int, ...]:
 @click.option(
     "--db", "databases", is_flag=True, help="Connect to the databases and compare with their limits."
 )
-def check(path: str, demo: bool, show: bool, databases: bool) -> None:
+def check(source: Source, show: bool, databases: bool) -> None:
     """Check configuration, routes and handlers: exit code 0 if it can be run, 2 if not."""
-    source = Source(path, demo)
     application = source.assemble()
     if show:
         from fastagi_pool.schema import effective
@@ -201,8 +247,15 @@ def check(path: str, demo: bool, show: bool, databases: bool) -> None:
     if databases and not _check_databases(application):
         sys.exit(EXIT_INPUT)
     if not show:
-        name = "the demonstration" if demo else path
-        click.echo(f"{name}: good, {len(application.table.routes)} routes")
+        if source.kind is SourceKind.ASTGUICLIENT:
+            _print_mapping(Path(source.path))
+        click.echo(f"{source}: good, {len(application.table.routes)} routes")
+
+
+def _print_mapping(path: Path) -> None:
+    from fastagi_pool.handlers.vicidial.astguiclient import mapping, read
+
+    _print_table(("key", "value", "became"), mapping(read(path)))
 
 
 def _check_databases(application: Application) -> bool:
@@ -235,9 +288,9 @@ def _check_databases(application: Application) -> bool:
 @cli.group(invoke_without_command=True)
 @_with_source
 @click.pass_context
-def routes(context: click.Context, path: str, demo: bool) -> None:
+def routes(context: click.Context, source: Source) -> None:
     """List the routes in the order in which they are tried."""
-    context.obj = Source(path, demo)
+    context.obj = source
     if context.invoked_subcommand is not None:
         return
     rows = []
@@ -407,7 +460,7 @@ def _full_url(url: str, server: str) -> str:
 @click.option("--for", "period", default="10m", show_default=True, metavar="TIME", help="Stop after so long.")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where to; standard output if missing.")
 def record(
-    path: str, demo: bool, route: str, callerid: str, one_in: int, most: int, period: str, output: str
+    source: Source, route: str, callerid: str, one_in: int, most: int, period: str, output: str
 ) -> None:
     """Record the dialogues of calls in a running pool, one JSON object a line.
 
@@ -421,7 +474,7 @@ def record(
         period_s = parse_duration(period)
     except ValueError as error:
         raise click.UsageError(f"--for {error}") from None
-    runtime_dir = Path(Source(path, demo).load().config.runtime_dir)
+    runtime_dir = Path(source.load().config.runtime_dir)
     try:
         running = read_status(runtime_dir, monotonic()).running
     except (OSError, ValueError):
@@ -471,12 +524,12 @@ def _record(folder: Path, order: Order, most: int, file: IO[str]) -> None:
 @_with_source
 @click.argument("file", type=click.Path())
 @click.option("--call", "ref", default="", metavar="REF", help="Only the call with this reference.")
-def replay(path: str, demo: bool, file: str, ref: str) -> None:
+def replay(source: Source, file: str, ref: str) -> None:
     """Play recorded calls to the handlers of a configuration, and show where their commands differ.
 
     Handlers run for real, databases included. Exit code 0 if nothing differs, 1 if something does.
     """
-    application = Source(path, demo).assemble()
+    application = source.assemble()
     from fastagi_pool.errors import DatabaseUnavailable
     from fastagi_pool.recording import read_transcripts
 
@@ -525,9 +578,9 @@ def _differences(stage: Stage, application: Application, transcript: Transcript)
 @cli.command()
 @_with_source
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(path: str, demo: bool, as_json: bool) -> None:
+def status(source: Source, as_json: bool) -> None:
     """Show the workers of the pool of this configuration. Exit code 3 if it is not running."""
-    runtime_dir = Source(path, demo).load().config.runtime_dir
+    runtime_dir = source.load().config.runtime_dir
     try:
         pool = read_status(Path(runtime_dir), monotonic())
     except (OSError, ValueError) as error:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from service import COMMAND, PoolService
 
+from fastagi_pool.cli import Source, SourceKind
 from fastagi_pool.recording import Transcript, Turn
 from fastagi_pool.testing import environment
 from fastagi_pool.version import VERSION
@@ -140,6 +141,83 @@ def test_check_database(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("database 'away' is not available: ")
     assert "not-for-the-screen" not in done.stderr
+
+
+# --- VICIdial's configuration file
+
+
+def astguiclient(folder: Path, **keys: str) -> Path:
+    """Write VICIdial's configuration file with further keys."""
+    path = folder / "astguiclient.conf"
+    content = {
+        "VARserver_ip": "192.0.2.15",
+        "VARDB_server": "127.0.0.1",
+        "VARDB_database": "asterisk",
+        "VARDB_user": "cron",
+        "VARDB_pass": "not-for-the-screen",
+        **keys,
+    }
+    path.write_text("".join(f"{key} => {value}\n" for key, value in content.items()))
+    return path
+
+
+def test_check_astguiclient(tmp_path: Path) -> None:
+    """VICIdial's own file is enough to run, and its pool keys are told with what they became."""
+    path = astguiclient(tmp_path, VARfastagi_log_max_requests="many")
+    done = run("check", "--astguiclient", path)
+    assert (done.returncode, done.stderr) == (0, "")
+    head, *rows, last = done.stdout.splitlines()
+    assert head.split() == ["key", "value", "became"]
+    assert rows[0].split() == ["VARfastagi_log_min_servers", "3", "workers:", "3"]
+    assert len(rows) == 7
+    assert "1000 (the default: 'many' is no number)" in rows[4]
+    assert last == f"{path}: good, 1 routes"
+
+
+def test_check_print_astguiclient(tmp_path: Path) -> None:
+    """What VICIdial's file means can be seen as YAML, with nothing around it and without the password."""
+    done = run("check", "--astguiclient", astguiclient(tmp_path), "--print")
+    assert done.returncode == 0
+    shown = yaml.safe_load(done.stdout)
+    assert shown["listen"] == ["*:4577"]
+    assert shown["routes"][0]["options"]["server_ip"] == "192.0.2.15"
+    assert "not-for-the-screen" not in done.stdout
+
+
+def test_routes_of_astguiclient(tmp_path: Path) -> None:
+    """The options of a group hold for its commands too: every call is VICIdial's."""
+    done = run("routes", "--astguiclient", astguiclient(tmp_path), "explain", "call_log")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[1].split()[:2] == ["->", "default"]
+
+
+@pytest.mark.parametrize("command", ["check", "routes", "run", "status", "record"])
+def test_bad_astguiclient(command: str, tmp_path: Path) -> None:
+    """A file that is missing or cannot be meant is exit code 2 and one line, without the password."""
+    for path in (tmp_path / "none", astguiclient(tmp_path, VARDB_port="mysql")):
+        done = run(command, "--astguiclient", path)
+        assert (done.returncode, done.stdout) == (2, "")
+        assert f"{path}: " in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+        assert "not-for-the-screen" not in done.stderr
+
+
+@pytest.mark.parametrize("other", [("-c", "pool.yaml"), ("--demo",)])
+def test_astguiclient_and_another(other: tuple[str, ...], tmp_path: Path) -> None:
+    """Two configurations at once are refused: nobody could tell which one was meant."""
+    done = run("check", "--astguiclient", astguiclient(tmp_path), *other)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--astguiclient is a configuration of its own: give it or " in done.stderr
+
+
+def test_astguiclient_is_read_anew(tmp_path: Path) -> None:
+    """What was changed in the file counts from the next reload on, which loads from the same source."""
+    source = Source(str(astguiclient(tmp_path)), SourceKind.ASTGUICLIENT)
+    first = source.load().config
+    astguiclient(tmp_path, VARserver_ip="192.0.2.16", VARfastagi_log_min_servers="4")
+    second = source.load().config
+    assert [first.routes[0].options["server_ip"], first.workers] == ["192.0.2.15", 3]
+    assert [second.routes[0].options["server_ip"], second.workers] == ["192.0.2.16", 4]
 
 
 # --- routes

@@ -7,7 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import pytest
@@ -57,6 +57,11 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("page", "line"), commands())
 def test_every_command_can_be_given(page: str, line: str) -> None:
     """A command in the documentation is one that the program or the Makefile understands."""
+    assert_can_be_given(page, line)
+
+
+def assert_can_be_given(page: str, line: str) -> None:
+    """Fail unless a command line is one of ours, its options and all."""
     program, *words = shlex.split(line, comments=True)
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
@@ -122,6 +127,16 @@ def test_the_menu_passes_its_test(tmp_path: Path) -> None:
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 passed" in done.stdout
+
+
+def test_the_check_of_options_finds_what_is_wrong() -> None:
+    """The example of ``check_options`` runs: it finds what the menu cannot do without, and nothing else."""
+    namespace: dict[str, Any] = {}
+    exec(blocks(HANDLERS, "python")[2], namespace)
+    check = namespace["check_options"]
+
+    assert [found.location for found in check({})] == [("targets",)]
+    assert list(check({"targets": {"1": "sales"}})) == []
 
 
 def test_the_cookbook_is_whole() -> None:
