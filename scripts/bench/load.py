@@ -35,10 +35,15 @@ class Load:
     Attributes:
         script: The script of every call.
         at_once: Calls in progress at the same time; with a rate, the most of them.
-        calls: How many calls; 0 to go on for ``length_s`` or until stopped.
-        length_s: How long, if ``calls`` is 0.
+        calls: How many calls at most; 0 for no such limit.
+        length_s: How long calls start at most.
         per_s: Calls that start every second, whatever the server does; 0 for as many as it takes.
         grace_s: How long calls may go on after the last one began.
+        extension: Where in the dialplan every call is.
+        name: The caller's name, in which ``%d`` is the call's number; by default a code of 20 characters,
+            as VICIdial gives it to the calls that it dials.
+        first: The number of the first call; unique id and channel follow from the number.
+        needs_command: Whether a call must be sent a command to be good.
     """
 
     script: str = "hello"
@@ -47,6 +52,10 @@ class Load:
     length_s: float = 3600.0
     per_s: float = 0.0
     grace_s: float = 30.0
+    extension: str = "100"
+    name: str = "V%019d"
+    first: int = 1
+    needs_command: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +64,7 @@ class LoadResult:
 
     Attributes:
         calls: Calls begun, or due to begin.
-        good: Calls in which the server said something and that it closed cleanly.
+        good: Calls that the server closed cleanly, and in which it said something if it had to.
         calls_per_s: Good ones a second.
         p50_ms: Latency that half of the calls stay below.
         p99_ms: Latency that 99 of 100 calls stay below.
@@ -110,7 +119,8 @@ class LoadSource:
         host, _, port = address.rpartition(":")
         command = [str(self._program), "-h", host, "-p", port, "-s", load.script, "-c", str(load.at_once)]
         command += ["-n", str(load.calls), "-t", f"{load.length_s:g}", "-r", f"{load.per_s:g}"]
-        return RunningLoad([*command, "-g", f"{load.grace_s:g}"])
+        command += ["-g", f"{load.grace_s:g}", "-x", load.extension, "-i", load.name, "-b", str(load.first)]
+        return RunningLoad(command if load.needs_command else [*command, "-q"])
 
     def run(self, address: str, load: Load) -> LoadResult:
         """Run a load to its end; see :meth:`begin`.

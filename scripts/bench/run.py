@@ -30,6 +30,7 @@ from machine import facts
 from service import PoolFailed
 from speed import peers, rates, recycle
 from trouble import kill, mariadb, reload
+from vicidial_calls import vicidial
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _PAGE: Final = _ROOT / "docs" / "performance.md"
@@ -39,6 +40,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Bench], Section]]] = {
     "peers": peers,
     "recycle": recycle,
     "rates": rates,
+    "vicidial": vicidial,
     "soak": soak,
     "held": held,
     "balance": balance,

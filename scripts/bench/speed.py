@@ -54,9 +54,9 @@ def peers(bench: Bench) -> Section:
             figures.append(not_measured(what, missing[peer], criterion))
             continue
         found = ratios(results[_OURS], results[peer], rate)
-        figures.append(judged(what, _spread(found), criterion, median(found) >= least))
+        figures.append(judged(what, spread(found), criterion, median(found) >= least))
     title = "One VERBOSE a call, 50 calls at a time, access log on."
-    return Section("peers", title, tuple(figures), _speeds(results))
+    return Section("peers", title, tuple(figures), speeds(results))
 
 
 def recycle(bench: Bench) -> Section:
@@ -73,19 +73,19 @@ def recycle(bench: Bench) -> Section:
     figures = (
         judged(
             "rate, as a ratio",
-            _spread(kept),
+            spread(kept),
             f"more than {_LEAST_RATE_KEPT:g}",
             median(kept) > _LEAST_RATE_KEPT,
         ),
         judged(
             "p99, as a ratio",
-            _spread(slower),
+            spread(slower),
             f"less than {_MOST_P99_RATIO:g}",
             median(slower) < _MOST_P99_RATIO,
         ),
     )
     title = "Workers replaced after 1,000 calls each, against workers that are never replaced."
-    return Section("recycle", title, figures, _speeds(results))
+    return Section("recycle", title, figures, speeds(results))
 
 
 def rates(bench: Bench) -> Section:
@@ -109,7 +109,25 @@ def rates(bench: Bench) -> Section:
         addresses = {name: pool.address for name, pool in running.items()}
         results = _measure(bench, addresses)
     title = "Kinds of calls, 2 workers, 50 calls at a time, access log on unless it says off."
-    return Section("rates", title, speeds=_speeds(results))
+    return Section("rates", title, speeds=speeds(results))
+
+
+def spread(found: Sequence[float]) -> str:
+    """Write the median of some ratios, and between which of them all lie."""
+    return f"{median(found):.3f} (rounds: {min(found):.2f} to {max(found):.2f})"
+
+
+def speeds(results: Mapping[str, Sequence[LoadResult]]) -> tuple[Speed, ...]:
+    """Return the medians of each server's runs."""
+    return tuple(
+        Speed(
+            name,
+            calls_per_s=median(rate(run) for run in runs),
+            p50_ms=median(run.p50_ms for run in runs),
+            p99_ms=median(p99(run) for run in runs),
+        )
+        for name, runs in results.items()
+    )
 
 
 def _measure(bench: Bench, addresses: Mapping[str, str]) -> dict[str, list[LoadResult]]:
@@ -122,20 +140,3 @@ def _measure(bench: Bench, addresses: Mapping[str, str]) -> dict[str, list[LoadR
     for name in addresses:
         run(name, _WARM_UP_S)
     return interleaved(list(addresses), bench.scale.rounds, run)
-
-
-def _spread(found: Sequence[float]) -> str:
-    """Write the median of some ratios, and between which of them all lie."""
-    return f"{median(found):.3f} (rounds: {min(found):.2f} to {max(found):.2f})"
-
-
-def _speeds(results: Mapping[str, Sequence[LoadResult]]) -> tuple[Speed, ...]:
-    return tuple(
-        Speed(
-            name,
-            calls_per_s=median(rate(run) for run in runs),
-            p50_ms=median(run.p50_ms for run in runs),
-            p99_ms=median(p99(run) for run in runs),
-        )
-        for name, runs in results.items()
-    )

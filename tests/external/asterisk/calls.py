@@ -29,7 +29,8 @@ class CallDone:
         way: Where the dialplan went behind the script, and AGISTATUS and FAGI_STATUS as they were there.
         error: FAGI_ERROR, what the pool told of a failure.
         ref: FAGI_REF, its reference.
-        variables: What the scripts left in the channel variables CALLER_NAME, RESULT, FAGI_STATUS.
+        variables: What the scripts left in the channel variables CALLER_NAME, RESULT, FAGI_STATUS; in the
+            context ``vicidial`` in others, see there.
     """
 
     status: str
@@ -66,8 +67,8 @@ class PlacedCall:
             status=event.get("Status"),
             h_status=event.get("HStatus"),
             way=decoded["Way"].strip(),
-            error=decoded["Error"],
-            ref=decoded["Ref"],
+            error=decoded.get("Error", ""),
+            ref=decoded.get("Ref", ""),
             variables={
                 name.removeprefix(_VARIABLE): value
                 for name, value in decoded.items()

@@ -24,7 +24,7 @@ from .ports import free_port
 MAX_SOCKET_PATH_BYTES: Final = 107
 
 _CONF: Final = Path(__file__).with_name("conf")
-_DIALPLAN: Final = Path(__file__).resolve().parents[3] / "conf/extensions.conf"
+_DIALPLANS: Final = Path(__file__).resolve().parents[3] / "conf"
 _BOOT_TIMEOUT_S: Final = 20.0
 _CLI_TIMEOUT_S: Final = 20.0
 #: Parts of the core that complain when they find no file at all.
@@ -183,7 +183,8 @@ class AsteriskServer:
         values = {
             "RUN": str(self._run_folder),
             "MODULES": str(self._installation.modules),
-            "DIALPLAN": str(_DIALPLAN),
+            "DIALPLAN": str(_DIALPLANS / "extensions.conf"),
+            "VICIDIAL_DIALPLAN": str(_DIALPLANS / "extensions-vicidial.conf"),
             "AMI_PORT": str(self.ami_port),
             "AMI_USER": AMI_USER,
             "AMI_SECRET": AMI_SECRET,
