@@ -68,7 +68,7 @@ def statements() -> Iterator[str]:
                     yield text
                 case ast.JoinedStr(parts):
                     yield "".join(str(part.value) for part in parts if isinstance(part, ast.Constant))
-                case ast.Call(ast.Name("_update"), [ast.Constant(str(table)), *_]):
+                case ast.Call(ast.Attribute(_, "update"), [ast.Constant(str(table)), *_]):
                     yield f"UPDATE {table} SET"
 
 

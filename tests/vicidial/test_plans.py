@@ -18,19 +18,21 @@ from vicidial_database import SERVER_IP, SQL_MODE, VicidialDatabase
 
 from fastagi_pool.database import Database, DatabaseSettings, Statement
 from fastagi_pool.executor import Done, Executor
-from fastagi_pool.handlers.vicidial import tables as subject
+from fastagi_pool.handlers.vicidial import sql as subject
 from fastagi_pool.handlers.vicidial.classification import PhoneColumn, PhoneQuestion
 from fastagi_pool.handlers.vicidial.leg import Moment
-from fastagi_pool.handlers.vicidial.rows import AutoCall, DropRow, HopperRow, Recording
-from fastagi_pool.handlers.vicidial.tables import (
+from fastagi_pool.handlers.vicidial.rows import (
+    AutoCall,
     CarrierRow,
-    Closing,
+    DropRow,
+    HopperRow,
     LegKey,
     NewCall,
     NewLog,
     QuotaCall,
-    Tables,
+    Recording,
 )
+from fastagi_pool.handlers.vicidial.tables import Closing, Tables
 
 pytestmark = pytest.mark.mariadb
 

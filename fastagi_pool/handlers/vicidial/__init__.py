@@ -8,6 +8,7 @@ The chapters, in the order in which a request meets them:
 * ``hangup``: an END, with ``carrier`` (how the carrier ended the leg), ``disconnect`` (dials that failed),
   ``drop`` (who ended an answered call, and whether it was dropped), ``queuelog`` (QueueMetrics), ``altdial``
   (the lead's next number), ``limits`` (calls in 24 hours), ``quota``, ``monitors`` and ``khomp``.
-* ``tables``: all SQL, and the rows that it gives (``rows``).
+* ``tables``: the database, with ``sql`` (all that is said to it), ``reading`` (what its answers mean) and
+  ``rows`` (what the chapters know of it).
 * ``astguiclient``: VICIdial's configuration file; ``logfiles``: the log files that its operators know.
 """

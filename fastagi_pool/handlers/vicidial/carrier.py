@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastagi_pool.handlers.vicidial.grammar import asterisk_minor, begins_v_or_m
-from fastagi_pool.handlers.vicidial.tables import CarrierRow
+from fastagi_pool.handlers.vicidial.rows import CarrierRow
 
 if TYPE_CHECKING:
     from fastagi_pool.database import Statement

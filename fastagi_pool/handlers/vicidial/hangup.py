@@ -32,8 +32,17 @@ from fastagi_pool.handlers.vicidial.grammar import (
 )
 from fastagi_pool.handlers.vicidial.leg import Moment, clock
 from fastagi_pool.handlers.vicidial.logfiles import HangupCause
-from fastagi_pool.handlers.vicidial.rows import AutoCall, CallLogRow, CloserRow, DropRow, LogRow
-from fastagi_pool.handlers.vicidial.tables import Closing, LegKey, NewLog, Sight
+from fastagi_pool.handlers.vicidial.rows import (
+    AutoCall,
+    CallLogRow,
+    CloserRow,
+    DropRow,
+    LegKey,
+    LogRow,
+    NewLog,
+    Sight,
+)
+from fastagi_pool.handlers.vicidial.tables import Closing
 
 if TYPE_CHECKING:
     from fastagi_pool.call import Call

@@ -40,8 +40,9 @@ from fastagi_pool.handlers.vicidial.rows import LeadWords, QueueLogRow
 if TYPE_CHECKING:
     from fastagi_pool.database import Statement
     from fastagi_pool.handlers.vicidial.leg import Leg, Site
+    from fastagi_pool.handlers.vicidial.reading import Found
     from fastagi_pool.handlers.vicidial.rows import AutoCall, System
-    from fastagi_pool.handlers.vicidial.tables import Found, Log
+    from fastagi_pool.handlers.vicidial.tables import Log
 
 #: Verbs of ``queue_log``: how a call met an agent, and how its caller went.
 CONNECT: Final = "CONNECT"

@@ -19,7 +19,7 @@ from datetime import time as time_of_day
 from typing import TYPE_CHECKING, Final
 
 from fastagi_pool.handlers.vicidial.leg import Moment
-from fastagi_pool.handlers.vicidial.tables import QuotaCall
+from fastagi_pool.handlers.vicidial.rows import QuotaCall
 
 if TYPE_CHECKING:
     from fastagi_pool.handlers.vicidial.leg import Leg

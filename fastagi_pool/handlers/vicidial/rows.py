@@ -1,4 +1,4 @@
-"""Rows of VICIdial's tables, as the chapters read them: only the columns that somebody asks for.
+"""Rows of VICIdial's tables, as the chapters read and write them: only the columns that somebody needs.
 
 Laws:
     * Plain values; nothing here knows SQL. Empty stands for NULL wherever a reader cannot tell the two apart.
@@ -7,6 +7,7 @@ Laws:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import Decimal
@@ -242,6 +243,112 @@ class DropRow:
     status: str
     phone_code: str
     phone_number: str
+
+
+# --- rows that are written, and what a call that ends is looked for by
+
+
+class NewCall(NamedTuple):
+    """A row for ``call_log``, open: one for each channel leg."""
+
+    uniqueid: str
+    channel: str
+    channel_group: str
+    type: str
+    server_ip: str
+    extension: str
+    number: str
+    code: str
+    start_time: str
+    start_epoch: int
+
+
+class CarrierRow(NamedTuple):
+    """A row for ``vicidial_carrier_log``: how the carrier ended a leg. Numbers may be empty text: 0."""
+
+    uniqueid: str
+    call_date: str
+    server_ip: str
+    lead_id: int
+    hangup_cause: str
+    dialstatus: str
+    channel: str
+    dial_time: str
+    answered_time: str
+    sip_hangup_cause: str
+    sip_hangup_reason: str
+    caller_code: str
+
+
+class NewLog(NamedTuple):
+    """A row for ``vicidial_log``, and its twin for ``vicidial_log_extended``: a call that nobody took."""
+
+    uniqueid: str
+    status: str
+    list_id: int
+    called_count: int
+    comments: str
+    server_ip: str
+    auto_call: AutoCall
+
+
+class QuotaCall(NamedTuple):
+    """A call that counts for a lead's quota.
+
+    Attributes:
+        lead_id: Who was called.
+        list_id: The lead's list.
+        dialled_at: When; by this the call is known.
+        session: ``one`` to ``six``: the part of the day.
+        day: ``one`` to ``seven``: the day since the lead's first call; empty for a later one.
+        status: How it ended.
+        called_count: How often the lead was called.
+        rank: What the lead is left with.
+        writes_rank: Whether that is another rank than the lead has.
+    """
+
+    lead_id: int
+    list_id: int
+    dialled_at: datetime
+    session: str
+    day: str
+    status: str
+    called_count: int
+    rank: int
+    writes_rank: bool
+
+
+class LegKey(NamedTuple):
+    """By what an END is looked for.
+
+    Attributes:
+        uniqueid: Of its channel.
+        code: Its caller code; may be empty.
+    """
+
+    uniqueid: str
+    code: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What the tables know of a call that ends, read at one moment.
+
+    Attributes:
+        parked: Servers and channels where it is parked.
+        parked_recently: Servers where it was parked within two hours, oldest first.
+        call: Its row of ``call_log``.
+        double: The second row that a name-recording script made of it.
+        park: Its newest open row of ``park_log``.
+        auto_calls: Its rows of ``vicidial_auto_calls``, oldest first.
+    """
+
+    parked: Sequence[tuple[str, str]]
+    parked_recently: Sequence[str]
+    call: CallLogRow | None
+    double: CallLogRow | None
+    park: ParkRow | None
+    auto_calls: Sequence[AutoCall]
 
 
 NO_SERVER: Final = Server()

@@ -22,7 +22,7 @@ from fastagi_pool.handlers.vicidial.classification import (
     phone_question,
 )
 from fastagi_pool.handlers.vicidial.grammar import begins_m, first_word, is_dialled
-from fastagi_pool.handlers.vicidial.tables import NewCall
+from fastagi_pool.handlers.vicidial.rows import NewCall
 
 if TYPE_CHECKING:
     from fastagi_pool.call import Call

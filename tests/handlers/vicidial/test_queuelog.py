@@ -37,8 +37,8 @@ from fastagi_pool.handlers.vicidial.queuelog import (
     socket_url,
     waited,
 )
-from fastagi_pool.handlers.vicidial.rows import NO_SERVER, AutoCall, LeadWords, QueueLogRow, System
-from fastagi_pool.handlers.vicidial.tables import LegKey, Tables
+from fastagi_pool.handlers.vicidial.rows import NO_SERVER, AutoCall, LeadWords, LegKey, QueueLogRow, System
+from fastagi_pool.handlers.vicidial.tables import Tables
 
 LOG: Final = logging.getLogger("test_queuelog")
 NAME: Final = "queuelog"

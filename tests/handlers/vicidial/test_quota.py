@@ -26,7 +26,8 @@ from fastagi_pool.handlers.vicidial.quota import (
     quota_status,
     read_plan,
 )
-from fastagi_pool.handlers.vicidial.tables import QuotaCall, Tables
+from fastagi_pool.handlers.vicidial.rows import QuotaCall
+from fastagi_pool.handlers.vicidial.tables import Tables
 
 # ---- the container
 

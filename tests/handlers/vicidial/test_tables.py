@@ -23,28 +23,24 @@ from fastagi_pool.handlers.vicidial.rows import (
     AltPhone,
     AutoCall,
     CallLogRow,
+    CarrierRow,
     CloserRow,
     DropRow,
     HopperRow,
     Lead,
     LeadWords,
+    LegKey,
     LogRow,
+    NewCall,
+    NewLog,
     ParkRow,
+    QuotaCall,
     QuotaRow,
     Recording,
     Server,
-)
-from fastagi_pool.handlers.vicidial.tables import (
-    CarrierRow,
-    Closing,
-    LegKey,
-    NewCall,
-    NewLog,
-    QuotaCall,
     Sight,
-    Tables,
-    minutes,
 )
+from fastagi_pool.handlers.vicidial.tables import Closing, Tables, minutes
 
 pytestmark = pytest.mark.mariadb
 
