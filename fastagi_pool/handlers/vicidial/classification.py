@@ -13,7 +13,6 @@ Source: VICIdial's FastAGI daemon, observed: START, steps 2 to 5.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
@@ -95,8 +94,7 @@ NUMBER_RULES: Final = (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Classification:
+class Classification(NamedTuple):
     """What ``call_log`` says about a START.
 
     Attributes:

@@ -16,10 +16,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
-from typing import Final
+from typing import Final, NamedTuple
 
 _PROCESS: Final = "call_log"
 #: What follows the first ``--`` of a URL whose fields name the caller, in small letters.
@@ -63,8 +62,7 @@ class Stage(Enum):
     END = "end"
 
 
-@dataclass(frozen=True, slots=True)
-class HangupFacts:
+class HangupFacts(NamedTuple):
     """How the call ended, as the dialplan's ``h`` extension tells it; whatever it leaves out is empty.
 
     Attributes:
@@ -93,8 +91,7 @@ class HangupFacts:
         return max(0, _leading_number(self.dial_time) - _leading_number(self.answered_time))
 
 
-@dataclass(frozen=True, slots=True)
-class CallLogRequest:
+class CallLogRequest(NamedTuple):
     """A request of the one process that there is, ``call_log``.
 
     Attributes:
@@ -219,7 +216,7 @@ def _hangup_facts(fields: str, strip_parenthesis: bool) -> HangupFacts:
     facts = HangupFacts(*fields.split(_FIELD_SEPARATOR)[:_HANGUP_FIELDS])
     cause = facts.tech_cause
     if strip_parenthesis and cause.endswith(")") and cause.count(")") > cause.count("("):
-        return replace(facts, tech_cause=cause[:-1])
+        return facts._replace(tech_cause=cause[:-1])
     return facts
 
 

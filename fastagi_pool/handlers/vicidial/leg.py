@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,13 @@ class Moment:
     @classmethod
     def at(cls, epoch: int) -> Moment:
         """Make it of seconds since 1970."""
-        return cls(epoch, time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch)))
+        return cls(epoch, local_time(epoch))
+
+
+@lru_cache(maxsize=16)
+def local_time(epoch: int) -> str:
+    """Write a second in local time; thousands of calls begin in the same one."""
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(epoch))
 
 
 @dataclass(slots=True)

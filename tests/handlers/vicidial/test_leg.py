@@ -7,7 +7,7 @@ from typing import Any, Final, cast
 
 import pytest
 
-from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site, clock
+from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site, clock, local_time
 from fastagi_pool.handlers.vicidial.rows import NO_SERVER, NO_SYSTEM, Server
 
 SITE: Final = Site("10.0.0.1")
@@ -25,9 +25,11 @@ def chicago(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Live six hours behind Greenwich, five in summer."""
     monkeypatch.setenv("TZ", "CST6CDT,M3.2.0,M11.1.0")
     time.tzset()
+    local_time.cache_clear()
     yield
     monkeypatch.undo()
     time.tzset()
+    local_time.cache_clear()
 
 
 @pytest.mark.usefixtures("chicago")
