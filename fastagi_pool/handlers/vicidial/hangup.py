@@ -85,7 +85,6 @@ class _Ending:
         lead_id: Out of the code.
         uid: Under which it is looked for from now on; for a manual call perhaps another leg's.
         channel: Its channel; for a manual call that of its row.
-        campaign: For a call that was dialled automatically; None if it is not known or not needed.
         sight: What the tables say.
     """
 
@@ -94,7 +93,6 @@ class _Ending:
     uid: str
     channel: str
     sight: Sight
-    campaign: Campaign | None = None
 
     @property
     def stem(self) -> str:
@@ -107,16 +105,14 @@ class _Target(NamedTuple):
 
     Attributes:
         row: What is closed; None if there is nothing to close yet.
-        uid_before: The unique id before the row was found.
         uid: The unique id of the row, by which everything else is looked for.
         channel: The channel of the row of a manual call, otherwise that of the request.
-        carrier_uid: Under which the carrier row is filed.
+        carrier_uid: The unique id before the row was found, under which the carrier row is filed.
         sight: What the tables say of the call.
         may_come: Whether the row of this very leg is missing, and should not be.
     """
 
     row: CallLogRow | None
-    uid_before: str
     uid: str
     channel: str
     carrier_uid: str
@@ -157,7 +153,7 @@ def _find(leg: Leg, code: str, lead_id: int) -> _Target:
     request = leg.request
     if not begins_m(code):
         sight, uid = leg.tables.look(LegKey(request.uid, code)), request.uid
-        return _Target(sight.call, uid, uid, request.channel, uid, sight, sight.call is None)
+        return _Target(sight.call, uid, request.channel, uid, sight, sight.call is None)
     other, legs = leg.tables.manual_legs(uid_stem(request.uid), lead_id, code)
     carrier_uid = other if other and carrier.is_wanted(leg, code) else request.uid
     row = next((each for each in reversed(legs) if not _is_local(each.channel)), None)
@@ -168,7 +164,7 @@ def _find(leg: Leg, code: str, lead_id: int) -> _Target:
     may_come = own is None and (leg.site.close_local_manual or not _is_local(request.channel))
     uid, channel = (row.uniqueid, row.channel) if row else (carrier_uid, request.channel)
     sight = leg.tables.look(LegKey(uid, code))
-    return _Target(row, carrier_uid, uid, channel, carrier_uid, sight, may_come)
+    return _Target(row, uid, channel, carrier_uid, sight, may_come)
 
 
 def _is_local(channel: str) -> bool:
@@ -202,7 +198,7 @@ def _close(leg: Leg, target: _Target, code: str, lead_id: int) -> None:
         before = carrier.statements(leg, target.carrier_uid, code, lead_id)
     monitors.end_monitor(leg, code, leg.request.channel)
     monitors.end_three_way(leg, code)
-    popups = tuple({target.uid: None, target.uid_before: None})
+    popups = tuple({target.uid: None, target.carrier_uid: None})
     _close_row(leg, row, target.channel, popups, before)
     if target.sight.double is not None:
         tables.close_double(target.sight.double.uniqueid, now)
