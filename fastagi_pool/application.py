@@ -290,7 +290,7 @@ def _refused_options(loaded: LoadedConfig, place: int, module: ModuleType) -> li
     try:
         return [
             loaded.problem((*location, *found.location), found.message, found.hint)
-            for found in check(loaded.config.routes[place].options)
+            for found in check(loaded.config.routes[place].options, loaded.config.databases)
         ]
     except (Exception, SystemExit) as error:
         what = f"{_where(error)}{type(error).__name__}: {error}"

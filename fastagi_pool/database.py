@@ -27,7 +27,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 from types import TracebackType
@@ -63,9 +63,18 @@ _IDLE_SINCE: Final = "fastagi_pool.idle_since_s"
 _SELECT_ONE: Final = text("SELECT 1")
 _SELECT_LIMITS: Final = text("SELECT VERSION(), @@max_connections, @@max_user_connections, @@wait_timeout")
 
+#: Packets of several statements are repeated, so one that waits for a lock is better told early.
+_LOCK_WAIT_S: Final = 3
+#: Source: MariaDB's error codes; PyMySQL has no name for it.
+_ER_READ_ONLY_MODE: Final = 1836
 #: What makes a transaction a victim of others: the same one again may well succeed. CHECKREAD is what newer
 #: servers (innodb_snapshot_isolation) say where older ones would wait.
-_VICTIM: Final = frozenset({ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.CHECKREAD})
+_VICTIM: Final = frozenset({ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.CHECKREAD, ER.QUERY_INTERRUPTED})
+#: What a server says that is going, or that may only be read since another took its place. Another of the
+#: list, or the same one a little later, may do it.
+_LEAVING: Final = frozenset(
+    {ER.SERVER_SHUTDOWN, ER.UNKNOWN_COM_ERROR, ER.OPTION_PREVENTS_STATEMENT, _ER_READ_ONLY_MODE}
+)
 
 Clock = Callable[[], float]
 
@@ -326,8 +335,13 @@ class _PyMySQLDriver(_Driver):
             # PyMySQL 1.2 gets ready for TLS even if the server has none: 20 ms of computing for each
             # connection, in which the worker does nothing else, and nobody listens on the loopback.
             options["ssl_disabled"] = True
+        variables = []
         if self._settings.sql_mode:
-            options["init_command"] = f"SET SESSION sql_mode = '{self._settings.sql_mode}'"
+            variables.append(f"sql_mode = '{self._settings.sql_mode}'")
+        if self._settings.multi_statements:
+            variables.append(f"innodb_lock_wait_timeout = {_LOCK_WAIT_S}")
+        if variables:
+            options["init_command"] = f"SET SESSION {', '.join(variables)}"
         return options
 
     def connect(self, dialect: Dialect, server: _Server) -> Any:
@@ -527,18 +541,24 @@ class LeasedConnection(Connection):
         Raises:
             TryAgain: The error is one that passes.
         """
-        if isinstance(error, self.dialect.loaded_dbapi.Error):
-            lost = self.dialect.is_disconnect(error, self.connection, None)
-            reason = self._lease.reason(error)
-            if not lost:
-                with suppress(self.dialect.loaded_dbapi.Error):
-                    driver.rollback()
-                    if error.args[0] in _VICTIM:
-                        raise TryAgain(reason, in_doubt=False) from error
-                    return
+        if not isinstance(error, self.dialect.loaded_dbapi.Error):
             self.invalidate()
-            raise TryAgain(reason, in_doubt=True) from error
+            return
+        reason, code = self._lease.reason(error), next(iter(error.args), 0)
+        lost = self.dialect.is_disconnect(error, self.connection, None)
+        if not lost and code not in _LEAVING and self._rolls_back(driver):
+            if code in _VICTIM:
+                raise TryAgain(reason, in_doubt=False) from error
+            return
         self.invalidate()
+        raise TryAgain(reason, in_doubt=lost) from error
+
+    def _rolls_back(self, driver: _PyMySQLConnection) -> bool:
+        try:
+            driver.rollback()
+        except self.dialect.loaded_dbapi.Error:
+            return False
+        return True
 
     def statement_started(self) -> None:
         """Start the clock of a statement."""

@@ -27,6 +27,7 @@ from fastagi_pool.errors import (
     CallPeerGone,
     CallStopped,
     CallTimeout,
+    DatabaseBusy,
     DatabaseUnavailable,
     RemoteProtocolError,
 )
@@ -49,6 +50,7 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (CallOutOfStep, "badrequest"),
     (CallStopped, "stopped"),
     (DatabaseUnavailable, "dbdown"),
+    (DatabaseBusy, "dbdown"),
     (RemoteProtocolError, "badrequest"),
 )
 #: Outcomes of which the dialplan is told nothing: it went well, or nobody is there.

@@ -10,6 +10,8 @@ Whose fault decides the branch, so that a reader of the log knows whom to ask::
     |   |-- LocalProtocolError       we used the protocol wrongly: a bug of ours
     |   `-- RemoteProtocolError      the peer sent what is not AGI
     |-- DatabaseUnavailable          a database that a call needs is away
+    |-- DatabaseBusy                 it is there, but this was not done in time
+    |-- RowsLost                     something could not be written, all else was
     `-- AGIError                     one command failed; the call goes on
         |-- AGICommandRefused        the guard: it would harm Asterisk, and was never sent
         |-- AGIInvalidCommand        510: Asterisk does not know the command
@@ -107,6 +109,22 @@ class DatabaseUnavailable(FastAGIPoolError):
     def __init__(self, database: str, reason: str) -> None:
         self.database = database
         super().__init__(f"database {database!r} is not available: {reason}")
+
+
+class DatabaseBusy(FastAGIPoolError):
+    """A database answers, but something stood in the way of these statements for too long.
+
+    Attributes:
+        database: Its name in the configuration.
+    """
+
+    def __init__(self, database: str, reason: str) -> None:
+        self.database = database
+        super().__init__(f"database {database!r} did not do it in time: {reason}")
+
+
+class RowsLost(FastAGIPoolError):
+    """A call was served to its end, but not all that it should leave behind is there; the log says what."""
 
 
 class AGIError(FastAGIPoolError):

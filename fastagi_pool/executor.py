@@ -6,8 +6,8 @@ Laws:
       later: the order of a call's statements holds.
     * After a lost connection nobody knows what was done. So statements must bear repetition; those that
       do not have a second form, which finds out first whether the first was carried out.
-    * Patience is bounded. A server that is away at the first attempt is told at once; one that goes away
-      in the middle is waited for, because nobody else would finish what was begun.
+    * Patience is bounded. A server that is away before anything was begun is told at once; one that goes
+      away in the middle is waited for, because nobody else would finish it.
 
 How it works: an UPDATE that sets what it says, a DELETE, an INSERT IGNORE with a key bear repetition. An
 INSERT without a key does not; its second form is ``INSERT ... SELECT ... WHERE NOT EXISTS (...)``.
@@ -22,7 +22,7 @@ from typing import Final, NamedTuple
 import gevent
 
 from fastagi_pool.database import Answer, Database, Statement, TryAgain
-from fastagi_pool.errors import DatabaseUnavailable
+from fastagi_pool.errors import DatabaseBusy, DatabaseUnavailable
 
 #: Pauses before the repetitions. A deadlock's other party is soon done; a server that restarts is back in
 #: some seconds, and longer a caller should not be kept.
@@ -72,33 +72,43 @@ class Executor:
         self._patience_s = patience_s
         self._clock = clock
 
-    def run(self, statements: Sequence[Statement], repeated: Sequence[Statement] | None = None) -> Done:
+    def run(
+        self,
+        statements: Sequence[Statement],
+        repeated: Sequence[Statement] | None = None,
+        waits: bool = False,
+    ) -> Done:
         """Carry out statements: one round trip, one transaction.
 
         Args:
             statements: What to do, in order; one or more.
             repeated: What to do instead once it is in doubt whether that was done; None for the same.
+            waits: Whether a server that is away at the first attempt is waited for, as one is that goes away
+                later. For a call that has begun something: nobody else would finish it.
 
         Raises:
-            DatabaseUnavailable: The database is away, or stayed in trouble for all repetitions.
+            DatabaseUnavailable: The database is away.
+            DatabaseBusy: It is not, but something stood in the way for all repetitions.
             pymysql.Error: A statement failed for a reason that will not pass.
         """
         lease = self.database.lease()
         began_s, in_doubt = self._clock(), False
-        trouble: TryAgain | DatabaseUnavailable | None = None
+        trouble: TryAgain | DatabaseUnavailable
         for pause_s in (*self._pauses_s, None):
             try:
                 return Done(lease.round_trip(statements), in_doubt)
             except DatabaseUnavailable as away:
-                if trouble is None:
+                if not waits:
                     raise
                 trouble = away
             except TryAgain as failure:
-                trouble, in_doubt = failure, in_doubt or failure.in_doubt
+                trouble, waits, in_doubt = failure, True, in_doubt or failure.in_doubt
             if pause_s is None or self._clock() - began_s > self._patience_s:
                 break
             if in_doubt and repeated is not None:
                 statements = repeated
             self.repetitions += 1
             gevent.sleep(pause_s)
-        raise DatabaseUnavailable(self.database.name, str(trouble)) from trouble
+        if isinstance(trouble, DatabaseUnavailable):
+            raise trouble
+        raise DatabaseBusy(self.database.name, str(trouble)) from trouble

@@ -6,7 +6,7 @@ Laws:
       who do: the busier it is, the larger the groups, and nobody waits for a group to fill.
     * A round is nobody's: a call that is ended while it waits takes nothing from the others, and what it
       asked for is still done.
-    * One that cannot be done fails alone: after a failed round its members are tried one by one.
+    * One that cannot be done fails alone: after a failed round each of its members is tried by itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Grouping(Generic[Item, Result]):
 
     Args:
         carry_out: Does a round: one result for each item, in their order. It may wait. Items of a round
-            that failed are given to it again, one by one, so it must bear repetition.
+            that failed are given to it again, each by itself, so it must bear repetition.
         passes_on: Exceptions that concern all members alike: they get it, and nobody is tried alone.
         most: Members of a round, 1 or more.
     """
@@ -85,8 +85,9 @@ class Grouping(Generic[Item, Result]):
             answers = list(zip(members, results, strict=True))
         except Exception as error:
             if len(members) > 1 and not isinstance(error, self._passes_on):
+                # All at once, and without waiting: one may have to wait long, and the others need not.
                 for member in members:
-                    self._round([member])
+                    gevent.spawn(self._round, [member])
                 return
             for _, ticket in members:
                 ticket.set_exception(error)

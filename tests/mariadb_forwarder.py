@@ -64,21 +64,28 @@ class MariaDBForwarder:
     """Forwards connections to a MariaDB server on this machine; use it with ``with``.
 
     Attributes:
-        port: Where it listens on 127.0.0.1.
+        host: The address at which it listens.
+        port: The port there.
         commands: What all clients have asked since the last :meth:`forget`, in the order of arrival.
     """
 
-    def __init__(self, server_port: int) -> None:
+    def __init__(self, server_port: int, host: str = "127.0.0.1", port: int = 0) -> None:
         """Listen, but do not accept yet.
 
         Args:
             server_port: The server's TCP port on 127.0.0.1.
+            host: An address of this machine.
+            port: The port there; 0 is any that is free.
+
+        Raises:
+            OSError: Address and port cannot be had.
         """
         self._server_port = server_port
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server((host, port))
         self._lock = threading.Lock()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
+        self.host = host
         self.port: int = self._listener.getsockname()[1]
         self.commands: list[Command] = []
 

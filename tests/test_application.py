@@ -203,7 +203,8 @@ def test_hooks_are_collected_once(workshop: Workshop) -> None:
 def test_options_that_are_good(workshop: Workshop) -> None:
     """A module sees the options of each route that it serves, with their types, and may find nothing."""
     workshop.write(
-        "greetings", HANDLER + "seen = []\ndef check_options(options):\n    seen.append(options); return ()"
+        "greetings",
+        HANDLER + "seen = []\ndef check_options(options, databases):\n    seen.append(options); return ()",
     )
     workshop.write("plain", HANDLER + "check_options = 'no function'\n")
     workshop.assemble(
@@ -335,7 +336,7 @@ def test_refused_options(workshop: Workshop) -> None:
 
         def serve(call, context): ...
 
-        def check_options(options):
+        def check_options(options, databases):
             yield Finding(("targets", "2"), "must be a department", "did you mean 'sales'?")
             yield Finding(("language",), "is missing")
         """,
@@ -362,13 +363,13 @@ def test_refused_options(workshop: Workshop) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("def check_options(options): options['x']", "{file}:3: KeyError: 'x'"),
+        ("def check_options(options, databases): options['x']", "{file}:3: KeyError: 'x'"),
         (
-            "def check_options(options):\n    yield 'wrong'",
+            "def check_options(options, databases):\n    yield 'wrong'",
             "AttributeError: 'str' object has no attribute 'location'",
         ),
-        ("def check_options(): ...", "check_options() takes 0 positional arguments but 1 was given"),
-        ("def check_options(options): raise SystemExit(3)", "{file}:3: SystemExit: 3"),
+        ("def check_options(): ...", "check_options() takes 0 positional arguments but 2 were given"),
+        ("def check_options(options, databases): raise SystemExit(3)", "{file}:3: SystemExit: 3"),
     ],
 )
 def test_options_that_cannot_be_checked(workshop: Workshop, source: str, message: str) -> None:

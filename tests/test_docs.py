@@ -135,8 +135,8 @@ def test_the_check_of_options_finds_what_is_wrong() -> None:
     exec(blocks(HANDLERS, "python")[2], namespace)
     check = namespace["check_options"]
 
-    assert [found.location for found in check({})] == [("targets",)]
-    assert list(check({"targets": {"1": "sales"}})) == []
+    assert [found.location for found in check({}, {})] == [("targets",)]
+    assert list(check({"targets": {"1": "sales"}}, {})) == []
 
 
 def test_the_cookbook_is_whole() -> None:

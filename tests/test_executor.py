@@ -9,9 +9,10 @@ from typing import Final
 import gevent
 import pymysql
 import pytest
+from mariadb import MariaDBServer
 
 from fastagi_pool.database import Answer, Database, DatabaseSettings, Statement
-from fastagi_pool.errors import DatabaseUnavailable
+from fastagi_pool.errors import DatabaseBusy, DatabaseUnavailable
 from fastagi_pool.executor import RETRY_PAUSES_S, Executor
 
 pytestmark = pytest.mark.mariadb
@@ -146,7 +147,7 @@ def test_a_doubt_stays(playground: Playground, troubles: tuple[str, str]) -> Non
 def test_patience_is_bounded(playground: Playground, trouble: str, reason: str) -> None:
     """What fails again and again is given up with the server's reason, and holds in no part."""
     playground.make_trouble(*[trouble] * 20)
-    with pytest.raises(DatabaseUnavailable, match=f"'main'.*{reason}"):
+    with pytest.raises(DatabaseBusy, match=f"'main'.*{reason}"):
         playground.executor.run([write("a"), TROUBLE])
     assert playground.attempts == 1 + REPETITIONS
     assert playground.steps == []
@@ -155,7 +156,7 @@ def test_patience_is_bounded(playground: Playground, trouble: str, reason: str) 
 def test_after_giving_up_others_are_served(playground: Playground) -> None:
     """Connections are sound, and all places free, after statements that were given up."""
     playground.make_trouble(*[LOSS, DEADLOCK] * 2)
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseBusy):
         playground.executor.run([write("a"), TROUBLE])
     lease = playground.database.lease()
     for _ in range(playground.database.settings.pool_size):
@@ -184,7 +185,7 @@ def test_pauses_grow_from_nothing(playground: Playground, monkeypatch: pytest.Mo
     paused_s: list[float] = []
     monkeypatch.setattr(gevent, "sleep", paused_s.append)
     playground.make_trouble(*[DEADLOCK] * 20)
-    with pytest.raises(DatabaseUnavailable):
+    with pytest.raises(DatabaseBusy):
         Executor(playground.database).run([TROUBLE])
     assert tuple(paused_s) == RETRY_PAUSES_S
     assert paused_s[0] == 0.0
@@ -192,10 +193,29 @@ def test_pauses_grow_from_nothing(playground: Playground, monkeypatch: pytest.Mo
 
 
 def test_a_server_that_is_away_is_told() -> None:
-    """Who cannot reach the server gets to know it, whatever the pauses."""
+    """Who has begun nothing gets to know at once that the server is away; who has, after all pauses."""
     with socket.socket() as refusing:
         refusing.bind(("127.0.0.1", 0))
         url = f"mysql+pymysql://pool@127.0.0.1:{refusing.getsockname()[1]}/calls"
         database = Database(DatabaseSettings("main", (url,), multi_statements=True))
         with pytest.raises(DatabaseUnavailable, match="Connection refused"):
-            Executor(database, [0.0]).run([("SELECT 1", ())])
+            Executor(database, [60.0]).run([("SELECT 1", ())])
+        patient = Executor(database, [0.0] * 3)
+        with pytest.raises(DatabaseUnavailable, match="Connection refused"):
+            patient.run([("SELECT 1", ())], waits=True)
+        assert patient.repetitions == 3
+
+
+def test_a_restart_is_outlasted(mariadb: MariaDBServer, mariadb_url: str) -> None:
+    """Who has begun something gets it done by a server that was away meanwhile and came back."""
+    database = Database(DatabaseSettings("main", (mariadb_url,), multi_statements=True))
+    executor = Executor(database)
+    executor.run([("SELECT 1", ())])
+    mariadb.stop()
+    back = gevent.get_hub().threadpool.spawn(mariadb.start)
+    try:
+        assert executor.run([("SELECT 2", ())], waits=True).answers[0].rows == ((2,),)
+    finally:
+        back.get()
+    assert executor.repetitions
+    database.close()

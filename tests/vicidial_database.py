@@ -15,12 +15,17 @@ from typing import Any, Final, Self
 import pymysql
 from mariadb import PASSWORD, USER, MariaDBServer
 from pymysql.constants import CLIENT
+from pymysql.cursors import DictCursor
+
+from fastagi_pool.database import Database, DatabaseSettings
 
 SERVER_IP: Final = "10.0.0.1"
 #: Without strict mode. Source: VICIdial's FastAGI daemon, observed: in strict mode it stores no START.
 SQL_MODE: Final = "NO_ENGINE_SUBSTITUTION"
 
 _HANDLER: Final = "fastagi_pool.handlers.vicidial.call_log:call_log"
+#: The pool must not keep a transaction open behind a call: then emptying a table has to wait, and fails.
+_SESSION: Final = f"SET SESSION sql_mode = '{SQL_MODE}', lock_wait_timeout = 5"
 _SCHEMA: Final = Path(__file__).resolve().parent / "vicidial/schema.sql"
 
 
@@ -31,13 +36,16 @@ class VicidialDatabase:
         url: How SQLAlchemy reaches it.
     """
 
-    def __init__(self, server: MariaDBServer, name: str, engine: str = "InnoDB") -> None:
+    def __init__(
+        self, server: MariaDBServer, name: str, engine: str = "InnoDB", in_memory: str = "MEMORY"
+    ) -> None:
         """Make the database, the tables and the rows without which nothing works.
 
         Args:
             server: Where.
             name: What it is called; must not exist.
-            engine: Of the tables that are on disk; those in memory stay there.
+            engine: Of the tables that are on disk.
+            in_memory: Of the others.
         """
         self._server, self._name = server, name
         server.execute(f"CREATE DATABASE {name}")
@@ -51,9 +59,10 @@ class VicidialDatabase:
             autocommit=True,
             ssl_disabled=True,
             client_flag=CLIENT.MULTI_STATEMENTS,
-            init_command=f"SET SESSION sql_mode = '{SQL_MODE}'",
+            init_command=_SESSION,
         )
-        self.execute(_SCHEMA.read_text().replace("ENGINE=InnoDB", f"ENGINE={engine}"))
+        schema = _SCHEMA.read_text().replace("ENGINE=InnoDB", f"ENGINE={engine}")
+        self.execute(schema.replace("ENGINE=MEMORY", f"ENGINE={in_memory}"))
 
     def __enter__(self) -> Self:
         return self
@@ -61,8 +70,16 @@ class VicidialDatabase:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.drop()
+
+    def drop(self) -> None:
+        """Close the connection and drop the database."""
         self._connection.close()
         self._server.execute(f"DROP DATABASE {self._name}")
+
+    def cursor(self) -> DictCursor:
+        """Open a cursor that gives rows by column."""
+        return self._connection.cursor(DictCursor)
 
     def execute(
         self, statements: str, values: Mapping[str, object] | Sequence[object] | None = None
@@ -79,6 +96,11 @@ class VicidialDatabase:
             while cursor.nextset():
                 pass  # What went wrong in a later statement is raised here.
         return rows
+
+
+def open_database(url: str) -> Database:
+    """Open VICIdial's database as handlers have it; without a server it opens as well."""
+    return Database(DatabaseSettings("vicidial", (url,), sql_mode=SQL_MODE, multi_statements=True))
 
 
 def pool_databases(url: str) -> dict[str, dict[str, Any]]:

@@ -18,14 +18,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from mariadb import PASSWORD, MariaDBServer
+from mariadb import MariaDBServer
 from service import PoolService
+from vicidial_database import pool_databases, pool_route
 
 from .comparing import Change, compare, net_changes
-from .playing import SERVER_IP, Scenario, Session, play, wrong_commands
-from .tables import Engines, Forwarder, Tables
+from .playing import Scenario, Session, play, wrong_commands
+from .tables import Engines, Tables, queue_forwarder
 
-HANDLER: Final = "fastagi_pool.handlers.vicidial.call_log:call_log"
 #: How a server behaves whose operator relaxed it for VICIdial, and how one does that was set up by the book.
 RELAXED: Final = "NO_ENGINE_SUBSTITUTION"
 STRICT: Final = "STRICT_TRANS_TABLES,NO_ZERO_DATE,NO_ZERO_IN_DATE,ERROR_FOR_DIVISION_BY_ZERO"
@@ -69,8 +69,8 @@ class Host:
     @contextmanager
     def running(cls, server: MariaDBServer) -> Iterator[Host]:
         """Start a server and its forwarder."""
-        with server, Forwarder(server.port) as forwarder:
-            yield cls(server, forwarder.address)
+        with server, queue_forwarder(server.port) as forwarder:
+            yield cls(server, forwarder.host)
 
 
 @dataclass(frozen=True)
@@ -229,28 +229,16 @@ class Sites:
             settings_ttl_s: How long the pool may trust settings that it has read.
         """
         # A socket's path must be short.
-        name = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pool-", dir="/tmp"))
-        folder = Path(name)
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pool-", dir="/tmp")))
         (folder / "logs").mkdir()
         host = self._hosts(variant.sql_mode)
         # The folder's name is no other site's, and a database's name wants no dash.
-        tables = Tables(host.server, folder.name.replace("-", "_"), variant.engines, host.queue_host)
-        self._stack.callback(tables.close)
-        options = {"server_ip": SERVER_IP, "path_logs": str(folder / "logs"), "settings_ttl": settings_ttl_s}
-        route = {
-            "default": True,
-            "handler": HANDLER,
-            "databases": ["vicidial"],
-            "on_hangup": "continue",
-            "free_names": True,
-            "options": options,
-        }
-        database = {
-            "url": host.server.url(tables.name, PASSWORD),
-            "sql_mode": "NO_ENGINE_SUBSTITUTION",
-            "multi_statements": True,
-        }
-        pool = PoolService(folder, folder, [route], {"workers": workers, "databases": {"vicidial": database}})
+        name = folder.name.replace("-", "_")
+        tables = self._stack.enter_context(Tables(host.server, name, variant.engines, host.queue_host))
+        route = pool_route(folder / "logs", settings_ttl=settings_ttl_s)
+        pool = PoolService(
+            folder, folder, [route], {"workers": workers, "databases": pool_databases(tables.url)}
+        )
         pool.start()
         self._stack.callback(partial(_end, pool))
         return Site(tables, pool)

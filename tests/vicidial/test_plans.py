@@ -14,9 +14,9 @@ from typing import Any, Final, NamedTuple
 import gevent
 import pytest
 from mariadb import MariaDBServer
-from vicidial_database import SERVER_IP, SQL_MODE, VicidialDatabase
+from vicidial_database import SERVER_IP, VicidialDatabase, open_database
 
-from fastagi_pool.database import Database, DatabaseSettings, Statement
+from fastagi_pool.database import Database, Statement
 from fastagi_pool.executor import Done, Executor
 from fastagi_pool.handlers.vicidial import sql as subject
 from fastagi_pool.handlers.vicidial.classification import PhoneColumn, PhoneQuestion
@@ -193,11 +193,16 @@ class WatchedExecutor(Executor):
         super().__init__(database)
         self.statements: dict[str, Statement] = {}
 
-    def run(self, statements: Sequence[Statement], repeated: Sequence[Statement] | None = None) -> Done:
+    def run(
+        self,
+        statements: Sequence[Statement],
+        repeated: Sequence[Statement] | None = None,
+        waits: bool = False,
+    ) -> Done:
         """Note and do."""
         for statement in (*statements, *(repeated or ())):
             self.statements[statement[0]] = statement
-        return super().run(statements, repeated)
+        return super().run(statements, repeated, waits)
 
 
 class Planner:
@@ -212,8 +217,7 @@ class Planner:
             names, values = ", ".join(columns), ", ".join(columns.values())
             vicidial.execute(f"INSERT IGNORE INTO {table} ({names}) SELECT {values} FROM seq_1_to_{ROWS}")
             vicidial.execute(f"ANALYZE TABLE {table} PERSISTENT FOR ALL")
-        settings = DatabaseSettings("vicidial", (vicidial.url,), sql_mode=SQL_MODE, multi_statements=True)
-        self._database = Database(settings)
+        self._database = open_database(vicidial.url)
 
     def close(self) -> None:
         """Close the connections."""

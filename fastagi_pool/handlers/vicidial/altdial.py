@@ -349,7 +349,7 @@ class _Search:
             alt_dial=alt_dial,
             priority=priority,
         )
-        self._leg.tables.insert_hopper(row)
+        self._leg.tables.insert_hopper(row, self._leg.careful)
         self._tell(number, alt_dial, priority, _INSERTED_DNC if listed else _INSERTED)
 
     def _skip(self, number: str, alt_dial: str, reason: str) -> None:

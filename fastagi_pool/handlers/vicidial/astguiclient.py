@@ -28,16 +28,19 @@ from fastagi_pool.values import MAX_WORKERS
 DATABASE: Final = "vicidial"
 #: What serves every call.
 HANDLER: Final = "fastagi_pool.handlers.vicidial.call_log:call_log"
-#: Where MariaDB and MySQL have their sockets on Debian, Red Hat, SUSE and as built from source.
+#: Where MariaDB and MySQL have their sockets on Debian, Red Hat and SUSE; none where anybody could make one.
 SOCKETS: Final = (
     Path("/run/mysqld/mysqld.sock"),
     Path("/var/lib/mysql/mysql.sock"),
     Path("/run/mysql/mysql.sock"),
-    Path("/tmp/mysql.sock"),
 )
 
 #: Most connections that one worker may hold: the bound of ``pool_size``.
 _MOST_CONNECTIONS: Final = 200
+#: So many connections let a worker go on while some of them wait for a lock.
+_FEWEST_CONNECTIONS: Final = 4
+#: How long a call waits for a connection: while a backup holds a table all wait, as the original did.
+_POOL_TIMEOUT_S: Final = 30
 _DEFAULT_PORT: Final = "3306"
 _DROPPED = re.compile(r"[ >\r\t]+|[#;].*")
 #: Eight digits: no number here needs more, and ten years of seconds, our longest duration, have nine.
@@ -110,8 +113,8 @@ class AstGuiClient:
 
     @property
     def workers(self) -> int:
-        """Worker processes to run, 1 or more."""
-        return min(max(self.min_servers, 1), MAX_WORKERS)
+        """Worker processes to run: as many as asked for, but with connections enough for each; 1 or more."""
+        return max(1, min(self.min_servers, self.max_servers // _FEWEST_CONNECTIONS, MAX_WORKERS))
 
     @property
     def pool_size(self) -> int:
@@ -209,8 +212,8 @@ def find_socket(host: str, places: Sequence[Path] = SOCKETS) -> Path | None:
 def to_yaml(settings: AstGuiClient, local_socket: Path | None = None) -> str:
     """Write the configuration that this means, for the loader. It holds the password.
 
-    It takes calls from everywhere on port 4577, as the original does. The route names no database, because a
-    call whose database is away is to be served with what is left, not refused.
+    It takes calls from everywhere on port 4577, as the original does. The route names no database:
+    whether that is there is for each call to find out.
 
     Args:
         settings: What the file says.
@@ -231,6 +234,7 @@ def to_yaml(settings: AstGuiClient, local_socket: Path | None = None) -> str:
                 "url": f"mysql+pymysql://{user}@{host}:{settings.db_port}/{settings.db_database}{by_socket}",
                 "password": _for_the_driver(settings.db_pass),
                 "pool_size": settings.pool_size,
+                "pool_timeout": _POOL_TIMEOUT_S,
                 "idle_ping": settings.checkforwait_s,
                 "sql_mode": "NO_ENGINE_SUBSTITUTION",
                 "multi_statements": True,
@@ -285,9 +289,11 @@ class Mapped(NamedTuple):
 
 def mapping(settings: AstGuiClient) -> list[Mapped]:
     """Say for each pool key what it became, in the order of the installer."""
+    enough = settings.workers >= settings.min_servers
+    fewer = "" if enough else f", so that each has {_FEWEST_CONNECTIONS} of the connections"
     pool_size = f"databases.{DATABASE}.pool_size: {settings.pool_size}"
     became = {
-        "min_servers": f"workers: {settings.workers}",
+        "min_servers": f"workers: {settings.workers}{fewer}",
         "max_servers": f"{pool_size}, the connections of each of {settings.workers} workers",
         "min_spare_servers": "nothing to do: a worker serves many calls at once, so none needs to be spare",
         "max_spare_servers": "nothing to do: the number of workers stays the same, so none is too many",

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from fastagi_pool.errors import RowsLost
 from fastagi_pool.executor import Executor
 from fastagi_pool.handlers.vicidial.grammar import Stage, read_request
 from fastagi_pool.handlers.vicidial.hangup import end
@@ -20,7 +21,7 @@ from fastagi_pool.handlers.vicidial.logfiles import LogFiles
 from fastagi_pool.handlers.vicidial.options import check_options, read_site
 from fastagi_pool.handlers.vicidial.queuelog import QueueLogs
 from fastagi_pool.handlers.vicidial.start import start
-from fastagi_pool.handlers.vicidial.tables import Tables
+from fastagi_pool.handlers.vicidial.tables import Tables, lost_rows
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -64,6 +65,8 @@ def call_log(call: Call, context: Context) -> None:
 
     Raises:
         DatabaseUnavailable: The database is away; what could not be written is missing.
+        DatabaseBusy: The same, because something stood in the way for too long.
+        RowsLost: All was done but for some rows; the log says which.
     """
     desk = _desk(context)
     request = read_request(call.request.environment, desk.site.strip_parenthesis)
@@ -72,6 +75,8 @@ def call_log(call: Call, context: Context) -> None:
     now = Moment.at(int(time.time()))
     began_s = time.monotonic()
     server, system = desk.tables.site()
+    lost: list[str] = []
+    lost_rows.set(lost)
     leg = Leg(desk.site, request, now, desk.tables, server, system)
     try:
         if request.stage is Stage.START:
@@ -81,6 +86,8 @@ def call_log(call: Call, context: Context) -> None:
     finally:
         context.charge_database(time.monotonic() - began_s - leg.outside_s)
         _write_logs(desk.files, leg)
+    if lost:
+        raise RowsLost(f"not everything was written: {'; '.join(lost)}")
 
 
 def teardown(context: Context) -> None:

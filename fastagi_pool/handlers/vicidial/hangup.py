@@ -42,7 +42,7 @@ from fastagi_pool.handlers.vicidial.rows import (
     NewLog,
     Sight,
 )
-from fastagi_pool.handlers.vicidial.tables import Closing
+from fastagi_pool.handlers.vicidial.tables import Closing, Taken
 
 if TYPE_CHECKING:
     from fastagi_pool.call import Call
@@ -71,6 +71,8 @@ _SHORT_ADDRESS: Final = 5
 _CLOSER_AGE_S: Final = 6 * 3600
 _IVR: Final = "IVR"
 _PDROP: Final = "PDROP"
+#: In characters; the column cuts a longer one.
+_LONGEST_UID: Final = 20
 _STOCK_PRIORITY: Final = 2
 #: The word in the hangup facts that wants a line in the log of hangup causes.
 _DEBUG: Final = "DEBUG"
@@ -155,10 +157,12 @@ def _find(leg: Leg, code: str, lead_id: int) -> _Target:
         sight, uid = leg.tables.look(LegKey(request.uid, code)), request.uid
         return _Target(sight.call, uid, request.channel, uid, sight, sight.call is None)
     other, legs = leg.tables.manual_legs(uid_stem(request.uid), lead_id, code)
-    carrier_uid = other if other and carrier.is_wanted(leg, code) else request.uid
+    # Without a lead, any leg of the same second would do.
+    carrier_uid = other if other and lead_id and carrier.is_wanted(leg, code) else request.uid
     row = next((each for each in reversed(legs) if not _is_local(each.channel)), None)
     own = next((each for each in legs if each.uniqueid == request.uid), None)
-    if row is None and leg.site.close_local_manual and own is not None:
+    if own is not None and (not is_manual(code) or (row is None and leg.site.close_local_manual)):
+        # A caller's name that begins so is no manual call: its legs have nothing to do with each other.
         row = own
     # The row of a Local leg is not closed, so nobody waits for it.
     may_come = own is None and (leg.site.close_local_manual or not _is_local(request.channel))
@@ -176,6 +180,9 @@ def _close_late(leg: Leg) -> None:
     request = leg.request
     give_up_s = time.monotonic() + leg.site.start_wait_s
     pause_s = _FIRST_LOOK_S
+    if len(request.uid) > _LONGEST_UID:
+        # Its row has a shorter one, and will never be found by this.
+        return
     while (left_s := give_up_s - time.monotonic()) > 0:
         leg.pause(min(pause_s, left_s))
         pause_s *= 2
@@ -357,12 +364,16 @@ def _end_call(leg: Leg, ending: _Ending, queue_logs: QueueLogs) -> None:
     mine = _to_delete(auto_calls, ending)
     if mine is None:
         leg.tables.stop_ringing(ending.code)
-    elif not leg.tables.take_auto_call(mine.auto_call_id, ending.code):
-        leg.note(f"END {ending.uid}: another request ends this call")
-        return
+        leg.careful = True
+    else:
+        taken = leg.tables.take_auto_call(mine.auto_call_id, ending.code)
+        if taken is Taken.NO:
+            leg.note(f"END {ending.uid}: another request ends this call")
+            return
+        leg.careful = taken is Taken.PERHAPS
     if leg.system.queue_logging and _IVR not in alive.status:
         queue_logs.log_end(leg, alive, ending.lead_id, ending.uid)
-    _after_call(leg, ending, alive, only_once=mine is None)
+    _after_call(leg, ending, alive)
 
 
 def _moved_away(parked_recently: Sequence[str], server_ip: str) -> bool:
@@ -378,17 +389,14 @@ def _to_delete(auto_calls: Sequence[AutoCall], ending: _Ending) -> AutoCall | No
     return max(mine, key=lambda each: each.call_epoch, default=None)
 
 
-def _after_call(leg: Leg, ending: _Ending, alive: AutoCall, only_once: bool) -> None:
+def _after_call(leg: Leg, ending: _Ending, alive: AutoCall) -> None:
     """Write who ended the call and whether it was dropped, and have the next number dialled."""
     inbound = is_inbound(leg.request.name)
     since = Moment.at(clock().epoch - _CLOSER_AGE_S).text
     prefer = ending.uid if leg.site.closer_by_uniqueid else ""
     log, closer = leg.tables.find_logs(alive.lead_id, "" if inbound else ending.stem, since, prefer)
     row = log or closer
-    if row is None:
-        ended = _never_routed(leg, ending, alive)
-    else:
-        ended = _log_end(leg, ending, alive, row, inbound, only_once)
+    ended = _log_end(leg, ending, alive, row, inbound) if row else _never_routed(leg, ending, alive)
     campaign = leg.tables.campaign(alive.campaign_id)
     if campaign is not None:
         quota.count_call(leg, campaign, alive.lead_id, ended.new_status, ended.log_status)
@@ -402,13 +410,13 @@ def _never_routed(leg: Leg, ending: _Ending, alive: AutoCall) -> altdial.Ended:
     new = _new_log(leg, ending, alive, _PDROP)
     statements = (leg.tables.lead_status(alive.lead_id, _PDROP), *leg.tables.new_log(new))
     wanted = leg.system.drop_lists > 1
-    leg.tables.end_call(statements, _drop_row(leg, ending, alive, _PDROP) if wanted else None)
+    leg.tables.end_call(statements, _drop_row(leg, ending, alive, _PDROP) if wanted else None, leg.careful)
     leg.note(f"END {ending.uid}: {_PDROP}")
     return altdial.Ended(alive, alive.status, _PDROP, new.list_id, new.called_count)
 
 
 def _log_end(
-    leg: Leg, ending: _Ending, alive: AutoCall, row: LogRow | CloserRow, inbound: bool, only_once: bool
+    leg: Leg, ending: _Ending, alive: AutoCall, row: LogRow | CloserRow, inbound: bool
 ) -> altdial.Ended:
     """Write the end into the log row that was found."""
     outbound = drop.end_outbound(row, leg.now.epoch)
@@ -419,7 +427,7 @@ def _log_end(
     leg.tables.end_call(
         list(_end_statements(leg, ending, alive, row, outbound, closing)),
         _drop_row(leg, ending, alive, drop.DROP) if wanted else None,
-        only_once,
+        leg.careful,
     )
     new_status = drop.new_status("", outbound.lead_dropped, closing is not None and closing.dropped)
     leg.note(f"END {ending.uid}: {row.status} {new_status}")

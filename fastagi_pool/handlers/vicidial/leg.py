@@ -108,6 +108,8 @@ class Leg:
         notes: Lines for the debug log, in order.
         alt_dials: What was decided about further numbers of the lead, in order.
         hangup_cause: How the leg ended, if the request wants that written down.
+        careful: Whether another request may have done already what this one does, so that what it inserts
+            is looked for first.
         outside_s: Seconds spent in pauses and in Asterisk, not in the database.
     """
 
@@ -120,6 +122,7 @@ class Leg:
     notes: list[str] = field(default_factory=list)
     alt_dials: list[AltDial] = field(default_factory=list)
     hangup_cause: HangupCause | None = None
+    careful: bool = False
     outside_s: float = 0.0
 
     def pause(self, seconds: float) -> None:

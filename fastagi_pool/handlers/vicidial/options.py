@@ -8,13 +8,13 @@ Laws:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import MISSING, fields
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 from pydantic import Field, ValidationError, field_validator
 
-from fastagi_pool.findings import Finding, findings_of
+from fastagi_pool.findings import Finding, closest, did_you_mean, findings_of
 from fastagi_pool.handlers.vicidial.leg import Site
 from fastagi_pool.section import Section
 from fastagi_pool.values import AbsolutePath, DatabaseName, Duration, Truth
@@ -52,6 +52,16 @@ class _Options(Section):
         return value
 
 
+class _Database(Protocol):
+    """What is asked of a database of the configuration."""
+
+    @property
+    def sql_mode(self) -> str: ...
+
+    @property
+    def multi_statements(self) -> bool: ...
+
+
 def read_site(options: Mapping[str, Any]) -> Site:
     """Read the route's options.
 
@@ -65,14 +75,28 @@ def read_site(options: Mapping[str, Any]) -> Site:
     return Site(**_Options.model_validate(options).model_dump())
 
 
-def check_options(options: Mapping[str, Any]) -> Iterable[Finding]:
+def check_options(options: Mapping[str, Any], databases: Mapping[str, _Database]) -> Iterable[Finding]:
     """Find all that is wrong with the route's options, before any call comes.
 
     Args:
         options: As for :func:`read_site`.
+        databases: Those of the configuration.
     """
     try:
-        read_site(options)
+        site = read_site(options)
     except ValidationError as error:
         return list(findings_of(error, lambda location: _Options.file_keys()))
-    return []
+    return list(_unfit(site.database, databases))
+
+
+def _unfit(name: str, databases: Mapping[str, _Database]) -> Iterator[Finding]:
+    """Say what of a database would make every call fail, or change its rows."""
+    database = databases.get(name)
+    if database is None:
+        yield Finding(("database",), f"names no database: {name!r}", did_you_mean(closest(name, databases)))
+        return
+    if not database.multi_statements:
+        yield Finding(("database",), f"needs databases.{name}.multi_statements: true")
+    if not database.sql_mode or "STRICT" in database.sql_mode.upper():
+        message = f"needs a databases.{name}.sql_mode that is not strict"
+        yield Finding(("database",), message, "sql_mode: NO_ENGINE_SUBSTITUTION")

@@ -32,7 +32,7 @@ from pymysql import err
 from sqlalchemy.engine import URL
 
 from fastagi_pool.database import Database, DatabaseSettings
-from fastagi_pool.errors import DatabaseUnavailable, OperatorError
+from fastagi_pool.errors import DatabaseBusy, DatabaseUnavailable, OperatorError
 from fastagi_pool.executor import Executor
 from fastagi_pool.handlers.vicidial.leg import Moment, clock
 from fastagi_pool.handlers.vicidial.rows import LeadWords, QueueLogRow
@@ -185,7 +185,8 @@ class QueueLogs:
             before_us = leg.tables.count_waiting(auto_call.campaign_id, entered)
         places = Places(place or _FIRST_PLACE, 1 + before_us)
         row = end_row(auto_call, places, connect, leg.system.queue_log_id, now_epoch)
-        if self._run(leg.system, *_inserts(row)) is None:
+        insert, careful = _inserts(row)
+        if self._run(leg.system, careful if leg.careful else insert, careful) is None:
             return None
         if row.verb == COMPLETE_CALLER:
             self._tell(leg, lead_id, row)
@@ -204,7 +205,7 @@ class QueueLogs:
         server = f"QueueMetrics' database at {system.queue_host}"
         try:
             done = self._database(system).run([first], None if repeated is None else [repeated])
-        except (DatabaseUnavailable, OperatorError, err.Error) as error:
+        except (DatabaseUnavailable, DatabaseBusy, OperatorError, err.Error) as error:
             self._losses.add(server, "row", str(error))
         except Exception as error:
             # Settings that are none: a name or a password that cannot be sent. The words may repeat it, and
@@ -402,7 +403,7 @@ def _executor(address: _Address, timeout_s: float) -> Executor:
         sql_mode="NO_ENGINE_SUBSTITUTION",
         multi_statements=True,
     )
-    return Executor(Database(settings), _RETRY_PAUSES_S)
+    return Executor(Database(settings), _RETRY_PAUSES_S, patience_s=timeout_s)
 
 
 @cache

@@ -81,7 +81,7 @@ CALLS_BY_ID: Final = (
 )
 CALLS_BY_CODE: Final = (
     "SELECT uniqueid, channel, channel_group, start_epoch, end_epoch FROM call_log"
-    " WHERE caller_code IN %s ORDER BY uniqueid"
+    " WHERE caller_code IN %s ORDER BY uniqueid DESC LIMIT 100"
 )
 PARK_ROWS: Final = (
     "SELECT uniqueid, UNIX_TIMESTAMP(parked_time), UNIX_TIMESTAMP(grab_time) FROM park_log"
@@ -281,6 +281,11 @@ COUNT_WAITING: Final = (
 def literally(text: str) -> str:
     """Escape what has a meaning in LIKE."""
     return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
+
+
+def beginning(stem: str) -> str:
+    """Give the pattern of unique ids that begin so; an empty stem is nobody's beginning."""
+    return f"{literally(stem)}%" if stem else ""
 
 
 def update(table: str, columns: dict[str, Any], where: str, *parameters: object) -> Statement:

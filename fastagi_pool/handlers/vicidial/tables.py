@@ -17,7 +17,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
+from contextvars import ContextVar
 from datetime import datetime
+from enum import Enum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from pymysql import err
@@ -76,6 +78,18 @@ if TYPE_CHECKING:
     from fastagi_pool.handlers.vicidial.classification import PhoneQuestion
 
 Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
+
+
+class Taken(Enum):
+    """Whether a request has deleted a call from those that are alive."""
+
+    YES = "it has"
+    NO = "another request was first"
+    PERHAPS = "it failed, or the connection was lost: nobody knows, and somebody must go on"
+
+
+#: What of the call in progress could not be written; set anew for each call. None outside of calls.
+lost_rows: ContextVar[list[str] | None] = ContextVar("lost_rows", default=None)
 
 
 class Closing(NamedTuple):
@@ -162,7 +176,9 @@ class Tables:
         return text(first(self._settings.get((sql.POSTAL_STATE, postal_code))))
 
     def _read_site(self, _: str) -> tuple[Server, System]:
-        servers, systems = self._ask((sql.SERVER, (self._server_ip,)), (sql.SYSTEM, ()))
+        # The first question of every call: nothing is begun yet, so a server that is away is not waited for.
+        questions: list[Statement] = [(sql.SERVER, (self._server_ip,)), (sql.SYSTEM, ())]
+        servers, systems = (answer.rows for answer in self._executor.run(questions).answers)
         server = Server(*map(text, servers[0])) if servers else NO_SERVER
         return server, read_system(systems[0]) if systems else NO_SYSTEM
 
@@ -231,9 +247,10 @@ class Tables:
             for none; and all rows of the code, in the order of their unique ids.
         """
         others, legs = self._ask(
-            (sql.OTHER_LEG, (f"{sql.literally(stem)}%", f"%{lead_id}", code)), (sql.CALLS_BY_CODE, ((code,),))
+            (sql.OTHER_LEG, (sql.beginning(stem), f"%{lead_id}", code)), (sql.CALLS_BY_CODE, ((code,),))
         )
-        return text(first(others)), [read_call(row) for row in legs]
+        # Only the newest: a code that is a caller's name may have very many.
+        return text(first(others)), [read_call(row) for row in reversed(legs)]
 
     def call(self, uniqueid: str) -> CallLogRow | None:
         """Give a row of ``call_log``."""
@@ -265,7 +282,7 @@ class Tables:
         if not stem:
             (closers,) = self._ask(closer)
             return None, read_closer(closers)
-        logs, closers = self._ask((sql.FIND_LOG, (lead_id, f"{sql.literally(stem)}%")), closer)
+        logs, closers = self._ask((sql.FIND_LOG, (lead_id, sql.beginning(stem))), closer)
         return read_log(logs), read_closer(closers)
 
     def carrier_cause(self, code: str, lead_id: int) -> tuple[int, str]:
@@ -314,7 +331,8 @@ class Tables:
 
     def close(self, closing: Closing) -> None:
         """Write the end of a call: one round trip, shared with others."""
-        self._closings.ask(closing)
+        if self._closings.ask(closing):
+            _note_loss("something of its end")
 
     def close_double(self, uniqueid: str, now: Moment) -> None:
         """End the second row that a name-recording script made."""
@@ -368,7 +386,7 @@ class Tables:
         statements: list[Statement] = [(sql.SET_LEAD_STATUS, (status, lead_id))] if write_lead else []
         if code:
             statements.append((sql.SET_AUTO_CALL_STATUS, (auto_call_status, code)))
-        statements.append((sql.SET_LOG_STATUS, (status, lead_id, f"{sql.literally(stem)}%")))
+        statements.append((sql.SET_LOG_STATUS, (status, lead_id, sql.beginning(stem))))
         return self._write_each(*statements).answers[-1].matched > 0
 
     def new_log(self, log: NewLog) -> tuple[Statement, Statement]:
@@ -392,16 +410,19 @@ class Tables:
         careful = (*statements, sql.insert_drop(drop, only_once=True))
         self._write_each(*(careful if only_once else (*statements, sql.insert_drop(drop))), repeated=careful)
 
-    def take_auto_call(self, auto_call_id: int, code: str) -> bool:
+    def take_auto_call(self, auto_call_id: int, code: str) -> Taken:
         """Delete a call from those that are alive, and stop it ringing at agents.
 
         Returns:
-            Whether it was there: whose request deletes it owns what follows.
+            Whether this request has done it: who has owns what follows.
         """
         # The row last: its table knows no rollback, so a failure behind it would hide that it was there.
         statements: list[Statement] = [(sql.CLEAR_RINGING, (code,))] if code else []
         done = self._write_each(*statements, (sql.DELETE_AUTO_CALL, (auto_call_id,)))
-        return done.answers[-1].matched > 0 or done.in_doubt
+        deleted = done.answers[-1]
+        if deleted is _NOTHING or done.in_doubt:
+            return Taken.PERHAPS
+        return Taken.YES if deleted.matched else Taken.NO
 
     def stop_ringing(self, code: str) -> None:
         """Let no agent's screen ring for a call any more."""
@@ -437,7 +458,7 @@ class Tables:
             "length_in_sec": length_s,
         }
         return sql.update(
-            "vicidial_log", columns, "lead_id = %s AND uniqueid LIKE %s", lead_id, f"{sql.literally(stem)}%"
+            "vicidial_log", columns, "lead_id = %s AND uniqueid LIKE %s", lead_id, sql.beginning(stem)
         )
 
     def closer_ending(
@@ -461,7 +482,8 @@ class Tables:
         }
         return sql.update("vicidial_closer_log", columns, "closecallid = %s", closecallid)
 
-    def _close_calls(self, closings: Sequence[Closing]) -> list[None]:
+    def _close_calls(self, closings: Sequence[Closing]) -> list[bool]:
+        """Write ends; tells of each whether something of it was lost."""
         statements = [statement for closing in closings for statement in closing.before]
         ending = sorted((closing for closing in closings if closing.uniqueid), key=_by_uniqueid)
         statements += [
@@ -471,11 +493,10 @@ class Tables:
         popups = tuple({uid for closing in closings for uid in closing.popups})
         if popups:
             statements.append((sql.DELETE_POPUPS, (self._server_ip, popups)))
-        if len(closings) == 1:
-            self._write_each(*statements)
-        else:
+        if len(closings) > 1:
             self._write(*statements)
-        return [None] * len(closings)
+            return [False] * len(closings)
+        return [any(answer is _NOTHING for answer in self._write_each(*statements).answers)]
 
     # --- what is dialled next
 
@@ -522,8 +543,13 @@ class Tables:
         """Count the calls to a lead within a day; only of some lists if they are given."""
         return self._count_day(sql.COUNT_DAY_OF_LEAD, (lead_id,), list_ids)
 
-    def insert_hopper(self, row: HopperRow) -> None:
-        """Have a number dialled next."""
+    def insert_hopper(self, row: HopperRow, only_once: bool = False) -> None:
+        """Have a number dialled next.
+
+        Args:
+            row: The number.
+            only_once: Not if the hopper holds the lead with this number already.
+        """
         values = (
             row.lead_id,
             row.campaign_id,
@@ -535,7 +561,7 @@ class Tables:
             row.priority,
         )
         careful = (sql.INSERT_HOPPER + sql.UNLESS_IN_HOPPER, (*values, row.lead_id, row.alt_dial))
-        self._write_each((sql.INSERT_HOPPER, values), repeated=(careful,))
+        self._write_each(careful if only_once else (sql.INSERT_HOPPER, values), repeated=(careful,))
 
     def _count_day(self, query: str, values: tuple[object, ...], list_ids: Sequence[int] | None) -> int:
         if list_ids is not None:
@@ -625,7 +651,7 @@ class Tables:
         return [answer.rows for answer in self._run(questions).answers]
 
     def _write(self, *statements: Statement, repeated: Sequence[Statement] | None = None) -> Done:
-        return self._executor.run(statements, repeated)
+        return self._executor.run(statements, repeated, waits=True)
 
     def _write_each(self, *statements: Statement, repeated: Sequence[Statement] | None = None) -> Done:
         """Write; what fails for good is told and keeps nothing else from being written."""
@@ -634,6 +660,7 @@ class Tables:
         except err.Error as error:
             if len(statements) == 1:
                 self._log.error("a row was not written: %s: %s", error, statements[0][0])
+                _note_loss(str(error))
                 return Done([_NOTHING], in_doubt=False)
         # The careful form: the packet may have been in doubt before it failed.
         done = [self._write_each(statement) for statement in repeated or statements]
@@ -642,7 +669,7 @@ class Tables:
     def _run(self, statements: Sequence[Statement], repeated: Sequence[Statement] | None = None) -> Done:
         """Carry out statements of one call, whatever its texts are."""
         try:
-            return self._executor.run(statements, repeated)
+            return self._executor.run(statements, repeated, waits=True)
         except err.Error as error:
             if error.args[0] not in _MIXED_TEXTS:
                 raise
@@ -651,6 +678,7 @@ class Tables:
         return self._executor.run(
             [_in_ascii(statement) for statement in statements],
             None if repeated is None else [_in_ascii(statement) for statement in repeated],
+            waits=True,
         )
 
 
@@ -660,6 +688,13 @@ _MIXED_TEXTS: Final = frozenset(
 )
 
 _NOTHING: Final = Answer((), 0)
+
+
+def _note_loss(what: str) -> None:
+    """Remember that something was not written, for the call in whose greenlet this is."""
+    lost = lost_rows.get()
+    if lost is not None:
+        lost.append(what)
 
 
 def minutes(length_s: int) -> float:

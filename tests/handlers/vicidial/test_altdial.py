@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import pytest
-from mariadb import PASSWORD, MariaDBServer
 from vicidial.playing import SERVER_IP, Row, Scenario, recorded
-from vicidial.tables import Engines
 from vicidial.tables import Tables as VicidialTables
+from vicidial_legs import campaign_of, leg_of, state_before
 
-from fastagi_pool.database import Database, DatabaseSettings
-from fastagi_pool.executor import Executor
 from fastagi_pool.handlers.vicidial.altdial import (
     Check,
     Ended,
@@ -29,10 +25,11 @@ from fastagi_pool.handlers.vicidial.altdial import (
     plain_number,
     stages,
 )
-from fastagi_pool.handlers.vicidial.grammar import read_request
-from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site
+from fastagi_pool.handlers.vicidial.leg import Leg
 from fastagi_pool.handlers.vicidial.rows import AutoCall
 from fastagi_pool.handlers.vicidial.tables import Tables
+
+pytest_plugins = ["vicidial_fixtures"]
 
 ALT, ADDR3, EXTENDED = Stage.ALT, Stage.ADDR3, Stage.EXTENDED
 ALL_THREE: Final = "ALT_AND_ADDR3_AND_EXTENDED"
@@ -205,34 +202,10 @@ def test_numbers_that_wait(system_hold: int, campaign_hold: str, status: str) ->
 
 # ---- with rows
 
-NAME: Final = "altdial"
 CODE: Final = "V1202150310000000101"
-NOW: Final = Moment.at(1_700_000_040)
 _COLUMNS: Final = (
     "lead_id, campaign_id, status, list_id, gmt_offset_now, state, alt_dial, user, priority, source"
 )
-
-
-@pytest.fixture(scope="module")
-def rows(mariadb: MariaDBServer) -> Iterator[VicidialTables]:
-    """Give VICIdial's tables, to be filled and looked at."""
-    tables = VicidialTables(mariadb, NAME, Engines.AS_GIVEN, "127.0.0.1")
-    yield tables
-    tables.close()
-
-
-@pytest.fixture
-def tables(mariadb: MariaDBServer, rows: VicidialTables) -> Iterator[Tables]:
-    """Give the same tables as the handlers see them."""
-    settings = DatabaseSettings(
-        name="vicidial",
-        urls=(mariadb.url(NAME, PASSWORD),),
-        sql_mode="NO_ENGINE_SUBSTITUTION",
-        multi_statements=True,
-    )
-    database = Database(settings)
-    yield Tables(Executor(database), SERVER_IP, 0.0, logging.getLogger("test"))
-    database.close()
 
 
 def auto_call(alt_dial: str, status: str) -> AutoCall:
@@ -258,13 +231,8 @@ def auto_call(alt_dial: str, status: str) -> AutoCall:
 
 def end(tables: Tables, ended: Ended, **options: Any) -> Leg:
     """End a call, and return its leg."""
-    request = read_request({"agi_request": "agi://127.0.0.1:4577/call_log", "agi_extension": "h"})
-    assert request is not None
-    server, system = tables.site()
-    leg = Leg(Site(SERVER_IP, **options), request, NOW, tables, server, system)
-    campaign = tables.campaign("TESTCAMP")
-    assert campaign is not None
-    dial_next(leg, campaign, ended)
+    leg = leg_of(tables, **options)
+    dial_next(leg, campaign_of(tables), ended)
     return leg
 
 
@@ -305,8 +273,8 @@ def scenario(
         "state": "IL",
         **(lead or {}),
     }
-    wanted = (("vicidial_campaigns", campaign_row), ("vicidial_list", lead_row), *more)
-    return Scenario("", system or {}, {}, wanted, {}, (), ())
+    rows = (("vicidial_campaigns", campaign_row), ("vicidial_list", lead_row), *more)
+    return state_before(*rows, system=system)
 
 
 def further(place: int, active: str = "Y", number: str = "") -> tuple[str, Row]:

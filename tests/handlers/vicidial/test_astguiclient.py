@@ -380,15 +380,16 @@ def test_the_url_of_a_local_socket() -> None:
         (3, 16, 3, 5),
         (1, 16, 1, 16),
         (0, 16, 1, 16),
-        (16, 16, 16, 1),
-        (20, 16, 20, 1),
-        (3, 0, 3, 1),
+        (16, 16, 4, 4),
+        (20, 18, 4, 4),
+        (3, 0, 1, 1),
+        (3, 3, 1, 3),
         (1, 1000, 1, 200),
-        (9999, 16, 512, 1),
+        (9999, 9999, 512, 19),
     ],
 )
 def test_workers_and_connections(minimum: int, maximum: int, workers: int, pool_size: int) -> None:
-    """As many workers as asked for share as many connections; each key stays within what a pool can be."""
+    """Workers as asked for, but with four connections each; each key stays within what a pool can be."""
     settings = installed(
         f"VARfastagi_log_min_servers => {minimum}", f"VARfastagi_log_max_servers => {maximum}"
     )

@@ -1,174 +1,29 @@
-"""One request of VICIdial's dialplan in a worker of this process: options, log files, what a worker keeps.
-
-Here is also the :class:`StagedSite` at which the tests of the flow's other modules play their calls.
-"""
+"""One request of VICIdial's dialplan in a worker of this process: options, log files, what a worker keeps."""
 
 from __future__ import annotations
 
 import re
 import socket
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
-import gevent
 import pytest
 import yaml
-from mariadb import PASSWORD, MariaDBServer
-from vicidial.playing import SERVER_IP, Placed, Scenario, recorded
-from vicidial.tables import Engines, Tables
-from vicidial_database import pool_databases, pool_route
+from vicidial.playing import SERVER_IP
+from vicidial.tables import Tables
+from vicidial_database import pool_route
+from vicidial_staged_site import OTHER_SERVER, StagedSite, call_of, hangup_request, made_site, parked, without
 
 from fastagi_pool.errors import DatabaseUnavailable
-from fastagi_pool.handlers.vicidial.call_log import call_log
-from fastagi_pool.stage import Stage, StagedCall
+from fastagi_pool.stage import Stage
 from fastagi_pool.testing import AgiStatus, Caller
 
+pytest_plugins = ["vicidial_fixtures"]
 pytestmark = pytest.mark.mariadb
 
-OTHER_SERVER: Final = "10.0.0.2"
-#: Longest wait for something that is about to happen.
-_SOON_S: Final = 10.0
 _STAMP: Final = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
-
-
-# ---- the site, for all tests of the flow
-
-
-class StagedSite:
-    """A worker in this process that serves VICIdial's calls, with its tables.
-
-    Settings are read for each call unless an option says otherwise.
-
-    Args:
-        tables: VICIdial's.
-        databases: They, in the words of the configuration file.
-        stage: Plays the calls.
-        logs: The folder for VICIdial's log files.
-    """
-
-    def __init__(self, tables: Tables, databases: Mapping[str, Any], stage: Stage, logs: Path) -> None:
-        self.tables = tables
-        self.databases = databases
-        self.logs = logs
-        self._stage = stage
-
-    def load(self, *calls: Scenario) -> None:
-        """Empty the tables and put in what the calls want."""
-        self.tables.load(*calls)
-
-    def run(self, call: Scenario, options: Mapping[str, Any] | None = None) -> StagedCall:
-        """Load what a call wants and play it."""
-        self.load(call)
-        return self.play(call, options)
-
-    def play(
-        self,
-        call: Scenario,
-        options: Mapping[str, Any] | None = None,
-        route: Mapping[str, Any] | None = None,
-        catch: bool = False,
-        **behaviour: Any,
-    ) -> StagedCall:
-        """Play one call.
-
-        Args:
-            call: Of it only what Asterisk says; see :meth:`load`.
-            options: The handler's. Calls with the same options meet in one worker.
-            route: Further words of the route.
-            catch: Whether an exception is only put into the result.
-            behaviour: What caller and channel do.
-        """
-        words = {**pool_route(self.logs, **{"settings_ttl": 0, **(options or {})}), **(route or {})}
-        return self._stage(
-            call_log,
-            call.agi["request"].split("/", 3)[3],
-            route=words,
-            databases=self.databases,
-            caller=_caller(call),
-            catch=catch,
-            **behaviour,
-        )
-
-    def rows(self, table: str, *columns: str) -> list[tuple[Any, ...]]:
-        """Give these columns of all rows, in their order."""
-        order = ", ".join(str(place) for place in range(1, len(columns) + 1))
-        found = self.tables.query(f"SELECT {', '.join(columns)} FROM `{table}` ORDER BY {order}")
-        return [tuple(row.values()) for row in found]
-
-    def closed(self) -> list[str]:
-        """Give the unique ids of the calls whose rows are closed."""
-        return [row[0] for row in self.rows("call_log", "uniqueid", "end_epoch") if (row[1] or 0) > 1000]
-
-    def lines(self, name: str) -> list[str]:
-        """Give the lines of the log file with this name; a day's file by its name before the date."""
-        paths = [*self.logs.glob(f"{name}.????-??-??"), *self.logs.glob(name)]
-        return [line for path in paths for line in path.read_text().splitlines()]
-
-
-def _caller(call: Scenario) -> Caller:
-    agi = call.agi
-    return Caller(
-        number=agi["callerid"],
-        name=agi["calleridname"],
-        extension=agi["extension"],
-        channel=agi["channel"],
-        uniqueid=agi["uniqueid"],
-    )
-
-
-def made_tables(mariadb: MariaDBServer, name: str) -> Iterator[Tables]:
-    """Make VICIdial's tables, and drop them at the end; the body of a fixture for a module."""
-    tables = Tables(mariadb, name, Engines.AS_GIVEN, "127.0.0.1")
-    yield tables
-    tables.close()
-    for each in (name, f"{name}_qm"):
-        mariadb.execute(f"DROP DATABASE {each}")
-
-
-def made_site(mariadb: MariaDBServer, tables: Tables, stage: Stage, logs: Path) -> StagedSite:
-    """Open a site on tables that are empty but for their settings."""
-    tables.load(recorded()["S01"])
-    return StagedSite(tables, pool_databases(mariadb.url(tables.name, PASSWORD)), stage, logs)
-
-
-def call_of(name: str, *more_rows: Placed, **agi: str) -> Scenario:
-    """Give a recorded call, with further rows, in which Asterisk says something differently."""
-    call = recorded()[name]
-    return replace(call, rows=(*call.rows, *more_rows), agi={**call.agi, **agi})
-
-
-def with_columns(call: Scenario, table: str, **columns: object) -> Scenario:
-    """Change columns in a call's rows of one table."""
-    rows = tuple((name, {**row, **columns} if name == table else row) for name, row in call.rows)
-    return replace(call, rows=rows)
-
-
-def without(call: Scenario, *tables: str) -> Scenario:
-    """Leave out a call's rows of these tables."""
-    return replace(call, rows=tuple(each for each in call.rows if each[0] not in tables))
-
-
-def await_that(is_so: Callable[[], bool], what: str) -> None:
-    """Let the calls that are under way go on until something is so."""
-    give_up_s = time.monotonic() + _SOON_S
-    while not is_so():
-        assert time.monotonic() < give_up_s, f"it never came that {what}"
-        gevent.sleep(0.001)
-
-
-@pytest.fixture(scope="module")
-def tables(mariadb: MariaDBServer) -> Iterator[Tables]:
-    """VICIdial's tables."""
-    yield from made_tables(mariadb, "flow_call_log")
-
-
-@pytest.fixture
-def site(mariadb: MariaDBServer, tables: Tables, agi_call: Stage, tmp_path: Path) -> StagedSite:
-    """A worker, and its tables."""
-    return made_site(mariadb, tables, agi_call, tmp_path)
 
 
 # ---- which requests
@@ -307,12 +162,6 @@ def test_agi_output(
     assert all(pattern.match(line) for line in [*site.lines("FASTagiout"), *stderr])
 
 
-def hangup_request(debug: str = "NODEBUG", tech_cause: str = "SIP 486 Busy Here") -> str:
-    """Write the URL of a hangup with cause 17."""
-    fields = "-----".join(["PRI", debug, "17", "BUSY", "30", "20", tech_cause])
-    return f"agi://127.0.0.1:4577/call_log--HVcauses--{fields}"
-
-
 @pytest.mark.parametrize("agi_output", ["NONE", "FILE"])
 def test_an_end_that_asks_for_it_is_written_down(site: StagedSite, agi_output: str) -> None:
     """``DEBUG`` in the URL of an END gives one line of all that is known, whatever ``agi_output`` says."""
@@ -364,11 +213,6 @@ def test_what_is_written_down_is_what_became_of_the_request(site: StagedSite) ->
     assert line.split("|")[5:12] == ["1700000000.27", "SIP/x-1", "h", "Local", code, f"{code} x", "1"]
 
 
-def parked(server_ip: str, channel: str, code: str = "V1202150310000000101") -> Placed:
-    """Give the row of a call that is parked."""
-    return "parked_channels", {"channel": channel, "server_ip": server_ip, "channel_group": code}
-
-
 @pytest.mark.parametrize(
     ("name", "agi_output", "told"),
     [
@@ -408,10 +252,10 @@ def open_files(folder: Path) -> list[Path]:
     return [target for target in targets if target.parent == folder]
 
 
-def test_teardown_closes_the_files(mariadb: MariaDBServer, tables: Tables, tmp_path: Path) -> None:
+def test_teardown_closes_the_files(rows: Tables, tmp_path: Path) -> None:
     """Log files stay open between calls, and are closed when the worker ends."""
     with Stage() as worker:
-        site = made_site(mariadb, tables, worker, tmp_path)
+        site = made_site(rows, worker, tmp_path)
         site.run(call_of("A01", request=hangup_request("DEBUG")))
         assert len(open_files(tmp_path)) == 3
 
@@ -426,3 +270,33 @@ def test_pauses_are_not_the_databases_time(site: StagedSite) -> None:
 
     assert record is not None
     assert 0 < record.database_s < record.total_s / 2
+
+
+def test_a_row_that_is_lost_is_no_success(site: StagedSite) -> None:
+    """What the server refuses for good keeps nothing else from being written, and the call is a failure."""
+    call = call_of("E01")
+    site.load(call)
+    site.tables.query("RENAME TABLE vicidial_dial_log TO vicidial_dial_log_away")
+    try:
+        result = site.play(call, catch=True)
+    finally:
+        site.tables.query("RENAME TABLE vicidial_dial_log_away TO vicidial_dial_log")
+
+    assert (result.outcome, result.status) == ("error", AgiStatus.FAILURE)
+    assert site.closed() == [call.agi["uniqueid"]]
+    assert site.rows("vicidial_carrier_log", "uniqueid") == [(call.agi["uniqueid"],)]
+
+
+@pytest.mark.parametrize("lead", ["", "0000000000"])
+def test_a_name_that_begins_like_a_manual_code(site: StagedSite, lead: str) -> None:
+    """A caller named MOBILE has nothing to do with other legs of the same second, and closes his own."""
+    end = call_of("E02", calleridname=f"MOBILE{lead}", callerid="unknown")
+    uid, code = end.agi["uniqueid"], f"MOBILE{lead}"
+    legs = [
+        ("call_log", {"uniqueid": each, "channel": "SIP/a", "caller_code": code, "start_epoch": "{ep-9}"})
+        for each in ("1700000000.11", uid, "1700000000.99")
+    ]
+    site.run(replace(end, rows=tuple(legs)))
+
+    assert site.closed() == [uid]
+    assert site.rows("vicidial_carrier_log", "uniqueid") == [(uid,)]

@@ -2,43 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Final
 
 import pytest
-from mariadb import MariaDBServer
-from test_call_log import (
+from vicidial.playing import SERVER_IP, Placed
+from vicidial_staged_site import (
     OTHER_SERVER,
     StagedSite,
     call_of,
     hangup_request,
-    made_site,
-    made_tables,
     with_columns,
     without,
 )
-from vicidial.playing import SERVER_IP, Placed
-from vicidial.tables import Tables
 
 from fastagi_pool.handlers.vicidial.carrier import SipCause, read_sip_cause
-from fastagi_pool.stage import Stage
+
+pytest_plugins = ["vicidial_fixtures"]
 
 _V: Final = "V1202150310000000101"
 _M: Final = "M1202150310000000101"
-
-
-@pytest.fixture(scope="module")
-def tables(mariadb: MariaDBServer) -> Iterator[Tables]:
-    """VICIdial's tables."""
-    yield from made_tables(mariadb, "flow_carrier")
-
-
-@pytest.fixture
-def site(mariadb: MariaDBServer, tables: Tables, agi_call: Stage, tmp_path: Path) -> StagedSite:
-    """A worker, and its tables."""
-    return made_site(mariadb, tables, agi_call, tmp_path)
 
 
 # ---- what was said

@@ -5,30 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import gevent
 import pytest
-from mariadb import MariaDBServer
-from test_call_log import (
+from vicidial.playing import SERVER_IP, Placed, Scenario
+from vicidial_staged_site import (
     OTHER_SERVER,
     StagedSite,
     await_that,
     call_of,
     hangup_request,
-    made_site,
-    made_tables,
     parked,
     with_columns,
     without,
 )
-from vicidial.playing import SERVER_IP, Placed, Scenario
-from vicidial.tables import Tables
 
-from fastagi_pool.stage import Stage
 from fastagi_pool.testing import AgiStatus
 
+pytest_plugins = ["vicidial_fixtures"]
 pytestmark = pytest.mark.mariadb
 
 _UID: Final = "1700000000.26"
@@ -39,18 +34,6 @@ _Y: Final = "Y1202150310000000101"
 _PATIENT: Final = {"start_wait": 10}
 #: A dropped call of which a drop row and the lead's next number must come.
 _DROPPED: Final = replace(call_of("A01"), system_settings={"enable_drop_lists": "2"})
-
-
-@pytest.fixture(scope="module")
-def tables(mariadb: MariaDBServer) -> Iterator[Tables]:
-    """VICIdial's tables."""
-    yield from made_tables(mariadb, "flow_hangup")
-
-
-@pytest.fixture
-def site(mariadb: MariaDBServer, tables: Tables, agi_call: Stage, tmp_path: Path) -> StagedSite:
-    """A worker, and its tables."""
-    return made_site(mariadb, tables, agi_call, tmp_path)
 
 
 def call_row(uniqueid: str, code: str, channel: str = "SIP/trunk", **columns: object) -> Placed:

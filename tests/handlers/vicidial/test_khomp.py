@@ -9,23 +9,20 @@ import socket
 import ssl
 import subprocess
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
-from mariadb import PASSWORD, MariaDBServer
 from vicidial.comparing import compare, net_changes
 from vicidial.playing import SERVER_IP, Row, effect, recorded
-from vicidial.tables import Engines
 from vicidial.tables import Tables as VicidialTables
+from vicidial_legs import NOW, campaign_of, leg_of, state_before, tables_of
 
-from fastagi_pool.database import Database, DatabaseSettings, Statement
+from fastagi_pool.database import Database, Statement
 from fastagi_pool.executor import Done, Executor
-from fastagi_pool.handlers.vicidial.grammar import read_request
 from fastagi_pool.handlers.vicidial.khomp import (
     TOKEN_LIFE_S,
     UNKNOWN,
@@ -43,10 +40,10 @@ from fastagi_pool.handlers.vicidial.khomp import (
 from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site
 from fastagi_pool.handlers.vicidial.tables import Tables
 
-NAME: Final = "khomp"
+pytest_plugins = ["vicidial_fixtures"]
+
 CODE: Final = "V1202150310000000101"
 CALL_ID: Final = f"{CODE}_TESTCAMP_203.0.113.5"
-NOW: Final = Moment.at(1_700_000_040)
 EXPIRES: Final = NOW.epoch + TOKEN_LIFE_S
 AMD: Final = KhompResult("status", "AMD", "AMD")
 BEEP: Final = KhompResult("status", "BEEP", "AMD")
@@ -348,56 +345,10 @@ def service(monkeypatch: pytest.MonkeyPatch) -> Iterator[Service]:
 # ---- with rows
 
 
-@pytest.fixture(scope="module")
-def rows(mariadb: MariaDBServer) -> Iterator[VicidialTables]:
-    """Give VICIdial's tables, to be filled and looked at."""
-    tables = VicidialTables(mariadb, NAME, Engines.AS_GIVEN, "127.0.0.1")
-    yield tables
-    tables.close()
-
-
-def vicidial(server: MariaDBServer) -> Database:
-    """Return the same tables' database."""
-    settings = DatabaseSettings(
-        name="vicidial",
-        urls=(server.url(NAME, PASSWORD),),
-        sql_mode="NO_ENGINE_SUBSTITUTION",
-        multi_statements=True,
-    )
-    return Database(settings)
-
-
-@pytest.fixture
-def open_tables(mariadb: MariaDBServer, rows: VicidialTables) -> Iterator[Callable[[float], Tables]]:
-    """Give a function that opens the same tables as handlers see them, with a time to live of settings."""
-    database = vicidial(mariadb)
-    yield lambda ttl_s: Tables(Executor(database), SERVER_IP, ttl_s, logging.getLogger("test"))
-    database.close()
-
-
-@pytest.fixture
-def tables(open_tables: Callable[[float], Tables]) -> Tables:
-    """Give the tables without a cache."""
-    return open_tables(0.0)
-
-
-def leg_of(tables: Tables, called: str = "913125551212", code: str = CODE, **site: Any) -> Leg:
+def leg_to(tables: Tables, called: str = "913125551212", code: str = CODE, **options: Any) -> Leg:
     """Return a request for a called extension."""
-    environment = {
-        "agi_request": "agi://127.0.0.1:4577/call_log",
-        "agi_extension": called,
-        "agi_callerid": "unknown",
-        "agi_calleridname": code,
-    }
-    request = read_request(environment)
-    assert request is not None
-    return Leg(
-        Site(SERVER_IP, **{"khomp": True, "khomp_timeout_s": 5.0, **site}),
-        request,
-        NOW,
-        tables,
-        *tables.site(),
-    )
+    agi = {"extension": called, "callerid": "unknown", "calleridname": code}
+    return leg_of(tables, agi=agi, **{"khomp": True, "khomp_timeout_s": 5.0, **options})
 
 
 def settings_text(url: str, **entries: str) -> str:
@@ -428,15 +379,13 @@ def load(rows: VicidialTables, text: str, **campaign: str) -> None:
         ("vicidial_settings_containers", {"container_id": name, "container_entry": entry})
         for name, entry in containers
     ]
-    rows.load(replace(recorded()["O17"], rows=tuple(given)))
+    rows.load(state_before(*given))
 
 
 def ended(tables: Tables, **site: Any) -> tuple[KhompResult | None, Leg]:
     """End the call, and return what it means and its request."""
-    campaign = tables.campaign("TESTCAMP")
-    assert campaign is not None
-    leg = leg_of(tables, "h", **site)
-    return end(leg, campaign), leg
+    leg = leg_to(tables, "h", **site)
+    return end(leg, campaign_of(tables)), leg
 
 
 def khomp_log(rows: VicidialTables) -> Row:
@@ -463,10 +412,8 @@ def test_the_recorded_start(rows: VicidialTables, tables: Tables) -> None:
     scenario = recorded()["K01"]
     began_s = rows.load(scenario)
     before = rows.snapshot()
-    campaign = tables.campaign("TESTCAMP")
-    assert campaign is not None
-    leg = leg_of(tables, scenario.agi["extension"], scenario.agi["calleridname"], khomp=False)
-    headers = start(leg, campaign, CODE)
+    leg = leg_to(tables, scenario.agi["extension"], scenario.agi["calleridname"], khomp=False)
+    headers = start(leg, campaign_of(tables), CODE)
     assert [("header", *each) for each in headers] == [effect(line) for line in scenario.wire[1:]]
     changes = net_changes(before, rows.snapshot())
     assert compare(scenario.changed("vicidial_khomp_log"), changes, began_s) == []
@@ -490,9 +437,7 @@ def test_starts_that_are_not_announced(
     """Other campaigns, the leg to the routing extension, and settings without a header announce nothing."""
     load(rows, text, **campaign_row)
     before = rows.snapshot()
-    campaign = tables.campaign("TESTCAMP")
-    assert campaign is not None
-    assert start(leg_of(tables, called), campaign, CODE) == []
+    assert start(leg_to(tables, called), campaign_of(tables), CODE) == []
     assert net_changes(before, rows.snapshot()) == []
 
 
@@ -512,9 +457,7 @@ def test_what_a_call_is_announced_as(
 ) -> None:
     """The format says which of code, campaign and address are in it; a sub-account is not needed."""
     load(rows, f"khomp_header => H\nkhomp_id_format => {id_format}")
-    campaign = tables.campaign("TESTCAMP")
-    assert campaign is not None
-    assert start(leg_of(tables), campaign, CODE) == [("X-H", call_id)]
+    assert start(leg_to(tables), campaign_of(tables), CODE) == [("X-H", call_id)]
     (row,) = rows.query("SELECT * FROM vicidial_khomp_log WHERE khomp_header = 'H'")
     assert row["khomp_id"] == call_id
 
@@ -522,20 +465,23 @@ def test_what_a_call_is_announced_as(
 class Doubting(Executor):
     """Carries out what is for the time after a lost connection, as if every statement had lost one."""
 
-    def run(self, statements: Sequence[Statement], repeated: Sequence[Statement] | None = None) -> Done:
+    def run(
+        self,
+        statements: Sequence[Statement],
+        repeated: Sequence[Statement] | None = None,
+        waits: bool = False,
+    ) -> Done:
         """Carry out the second form."""
-        return super().run(repeated or statements)
+        return super().run(repeated or statements, waits=waits)
 
 
 @pytest.mark.mariadb
-def test_a_call_is_announced_once(rows: VicidialTables, mariadb: MariaDBServer) -> None:
+def test_a_call_is_announced_once(rows: VicidialTables, database: Database) -> None:
     """Who lost the answer to his INSERT finds the row there; another call's row is no hindrance."""
     load(rows, "")
-    database = vicidial(mariadb)
     tables = Tables(Doubting(database), SERVER_IP, 0.0, logging.getLogger("test"))
     for call_id in ("one", "one", "two"):
         tables.insert_khomp(CODE, "H", call_id, "CALLERCODE", "KHOMPSETTINGS")
-    database.close()
     found = rows.query("SELECT khomp_id FROM vicidial_khomp_log WHERE khomp_header = 'H' ORDER BY khomp_id")
     assert [row["khomp_id"] for row in found] == ["one", "two"]
 
@@ -581,13 +527,11 @@ def test_a_call_that_was_heard(rows: VicidialTables, tables: Tables, service: Se
 
 
 @pytest.mark.mariadb
-def test_a_token_is_kept(
-    rows: VicidialTables, open_tables: Callable[[float], Tables], service: Service
-) -> None:
+def test_a_token_is_kept(rows: VicidialTables, database: Database, service: Service) -> None:
     """One login does for an hour: the token is stored, and the settings that were cached are read anew."""
     text = settings_text(service.url)
     load(rows, text)
-    tables = open_tables(3600.0)
+    tables = tables_of(database, 3600.0)
     assert ended(tables)[0] == AMD
     assert ended(tables)[0] == AMD
     assert service.methods == ["SessionLogin", "CallList", "CallList"]
@@ -598,11 +542,11 @@ def test_a_token_is_kept(
 
 @pytest.mark.mariadb
 def test_an_operator_who_writes_at_the_same_time(
-    rows: VicidialTables, open_tables: Callable[[float], Tables], service: Service
+    rows: VicidialTables, database: Database, service: Service
 ) -> None:
     """What was changed since we read the settings is not overwritten, even by the case of a letter."""
     load(rows, settings_text(service.url))
-    tables = open_tables(3600.0)
+    tables = tables_of(database, 3600.0)
     tables.container("KHOMPSETTINGS")
     changed = settings_text(service.url, khomp_header="khompid")
     rows.query(

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import pytest
-from mariadb import PASSWORD, MariaDBServer
-from vicidial.playing import SERVER_IP, Row, Scenario
-from vicidial.tables import Engines
+from vicidial.playing import Row, Scenario
 from vicidial.tables import Tables as VicidialTables
+from vicidial_legs import campaign_of, leg_of, state_before
 
-from fastagi_pool.database import Database, DatabaseSettings
-from fastagi_pool.executor import Executor
-from fastagi_pool.handlers.vicidial.grammar import read_request
-from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site
 from fastagi_pool.handlers.vicidial.limits import (
     Method,
     OverrideLine,
@@ -26,6 +20,8 @@ from fastagi_pool.handlers.vicidial.limits import (
     within_limit,
 )
 from fastagi_pool.handlers.vicidial.tables import Tables
+
+pytest_plugins = ["vicidial_fixtures"]
 
 AREA_ONLY: Final = Method(lead_state=False, postal_state=False)
 LEAD_STATE: Final = Method(lead_state=True, postal_state=False)
@@ -107,43 +103,15 @@ def test_the_limit_at_a_place(lines: tuple[OverrideLine, ...], place: Place, lim
 
 # ---- with rows
 
-NAME: Final = "limits"
 NUMBER: Final = "3125553434"
-
-
-@pytest.fixture(scope="module")
-def rows(mariadb: MariaDBServer) -> Iterator[VicidialTables]:
-    """Give VICIdial's tables, to be filled."""
-    tables = VicidialTables(mariadb, NAME, Engines.AS_GIVEN, "127.0.0.1")
-    yield tables
-    tables.close()
-
-
-@pytest.fixture
-def tables(mariadb: MariaDBServer, rows: VicidialTables) -> Iterator[Tables]:
-    """Give the same tables as the handlers see them."""
-    settings = DatabaseSettings(
-        name="vicidial",
-        urls=(mariadb.url(NAME, PASSWORD),),
-        sql_mode="NO_ENGINE_SUBSTITUTION",
-        multi_statements=True,
-    )
-    database = Database(settings)
-    yield Tables(Executor(database), SERVER_IP, 0.0, logging.getLogger("test"))
-    database.close()
 
 
 def is_within(rows: VicidialTables, tables: Tables, before: Scenario) -> bool:
     """Ask whether the number may be called, in a database with these rows."""
     rows.load(before)
-    request = read_request({"agi_request": "agi://127.0.0.1:4577/call_log", "agi_extension": "h"})
-    server, system = tables.site()
-    campaign, lead = tables.campaign("TESTCAMP"), tables.lead(101)
-    assert request is not None
-    assert campaign is not None
+    lead = tables.lead(101)
     assert lead is not None
-    leg = Leg(Site(SERVER_IP), request, Moment.at(1_700_000_040), tables, server, system)
-    return within_limit(leg, campaign, lead, 101, NUMBER, "1")
+    return within_limit(leg_of(tables), campaign_of(tables), lead, 101, NUMBER, "1")
 
 
 def call(columns: Row | None = None) -> tuple[str, Row]:
@@ -164,8 +132,8 @@ def scenario(
     """Return what is there before the question."""
     campaign_row: Row = {"campaign_id": "TESTCAMP"} | campaign
     lead_row: Row = {"lead_id": 101, "list_id": 999, "state": "IL"} | (lead or {})
-    wanted = (("vicidial_campaigns", campaign_row), ("vicidial_list", lead_row), *more)
-    return Scenario("", {"call_limit_24hour": system}, {}, wanted, {}, (), ())
+    rows = (("vicidial_campaigns", campaign_row), ("vicidial_list", lead_row), *more)
+    return state_before(*rows, system={"call_limit_24hour": system})
 
 
 BY_NUMBER: Final[Row] = {"call_limit_24hour_method": "PHONE_NUMBER", "call_limit_24hour": 1}

@@ -2,68 +2,26 @@
 
 from __future__ import annotations
 
-import logging
 import re
-from collections.abc import Iterator
-from dataclasses import replace
 from datetime import datetime
 from typing import Final
 
 import pytest
-from mariadb import PASSWORD, MariaDBServer
 from vicidial.comparing import compare, net_changes
-from vicidial.playing import SERVER_IP, Row, recorded
-from vicidial.tables import Engines
+from vicidial.playing import Row, recorded
 from vicidial.tables import Tables as VicidialTables
+from vicidial_legs import NOW, leg_of, state_before
 
-from fastagi_pool.database import Database, DatabaseSettings
-from fastagi_pool.executor import Executor
-from fastagi_pool.handlers.vicidial.grammar import read_request
-from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site
+from fastagi_pool.handlers.vicidial.leg import Moment
 from fastagi_pool.handlers.vicidial.monitors import end_monitor, end_three_way
 from fastagi_pool.handlers.vicidial.tables import Tables
 
+pytest_plugins = ["vicidial_fixtures"]
 pytestmark = pytest.mark.mariadb
 
-NAME: Final = "monitors"
-NOW: Final = Moment.at(1_700_000_060)
-BEGAN: Final = Moment.at(1_700_000_000)
+BEGAN: Final = Moment.at(NOW.epoch - 60)
 BLIND: Final = "SIP/ASTblind-000001"
 PRESS: Final = "T1202150310000000101"
-
-
-@pytest.fixture(scope="module")
-def rows(mariadb: MariaDBServer) -> Iterator[VicidialTables]:
-    """Give VICIdial's tables, to be filled and looked at."""
-    tables = VicidialTables(mariadb, NAME, Engines.AS_GIVEN, "127.0.0.1")
-    yield tables
-    tables.close()
-
-
-@pytest.fixture
-def tables(mariadb: MariaDBServer, rows: VicidialTables) -> Iterator[Tables]:
-    """Give the same tables as the handlers see them."""
-    settings = DatabaseSettings(
-        name="vicidial",
-        urls=(mariadb.url(NAME, PASSWORD),),
-        sql_mode="NO_ENGINE_SUBSTITUTION",
-        multi_statements=True,
-    )
-    database = Database(settings)
-    yield Tables(Executor(database), SERVER_IP, 0.0, logging.getLogger("test"))
-    database.close()
-
-
-def load(rows: VicidialTables, *given: tuple[str, Row]) -> None:
-    """Empty all tables but the settings, and put these rows in."""
-    rows.load(replace(recorded()["O17"], rows=given))
-
-
-def leg_of(tables: Tables, now: Moment = NOW) -> Leg:
-    """Return a request that began then."""
-    request = read_request({"agi_request": "agi://127.0.0.1:4577/call_log", "agi_extension": "h"})
-    assert request is not None
-    return Leg(Site(SERVER_IP), request, now, tables, *tables.site())
 
 
 def monitor(code: str, ended: Moment | None = None) -> tuple[str, Row]:
@@ -110,21 +68,21 @@ def test_whose_listening_ends(
     rows: VicidialTables, tables: Tables, code: str, channel: str, ends: bool
 ) -> None:
     """Who barges or whispers ends on any channel, who only listens on the blind one, and nobody else."""
-    load(rows, monitor(code))
+    rows.load(state_before(monitor(code)))
     end_monitor(leg_of(tables), code, channel)
     assert monitors(rows) == [(NOW.text, 60) if ends else ("", 0)]
 
 
 def test_listening_that_ended_where_it_began(rows: VicidialTables, tables: Tables) -> None:
     """An end that equals the beginning stands for none."""
-    load(rows, monitor("BW120215031000000001", ended=BEGAN))
+    rows.load(state_before(monitor("BW120215031000000001", ended=BEGAN)))
     end_monitor(leg_of(tables), "BW120215031000000001", BLIND)
     assert monitors(rows) == [(NOW.text, 60)]
 
 
 def test_listening_that_has_ended(rows: VicidialTables, tables: Tables) -> None:
     """A second END leaves the first one's time."""
-    load(rows, monitor("BW120215031000000001"))
+    rows.load(state_before(monitor("BW120215031000000001")))
     end_monitor(leg_of(tables), "BW120215031000000001", BLIND)
     end_monitor(leg_of(tables, Moment.at(NOW.epoch + 100)), "BW120215031000000001", BLIND)
     assert monitors(rows) == [(NOW.text, 60)]
@@ -147,7 +105,7 @@ def test_the_call_to_an_agent_outside(
     """It ends once: its status says so, and its history gets the time of the database."""
     live = ("vicidial_3way_press_live", {"call_3way_id": code, "status": status})
     history = ("vicidial_3way_press_log", {"call_3way_id": code, "result": "Started"})
-    load(rows, live, history)
+    rows.load(state_before(live, history))
     end_three_way(leg_of(tables), code)
     (left,) = rows.query("SELECT status FROM vicidial_3way_press_live")
     (told,) = rows.query("SELECT result FROM vicidial_3way_press_log")
@@ -162,6 +120,6 @@ def test_the_call_to_an_agent_outside(
 
 def test_a_press_that_nobody_knows(rows: VicidialTables, tables: Tables) -> None:
     """Without a live row its history stays as it is."""
-    load(rows, ("vicidial_3way_press_log", {"call_3way_id": PRESS, "result": "Started"}))
+    rows.load(state_before(("vicidial_3way_press_log", {"call_3way_id": PRESS, "result": "Started"})))
     end_three_way(leg_of(tables), PRESS)
     assert rows.query("SELECT result FROM vicidial_3way_press_log") == [{"result": "Started"}]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import pytest
 
@@ -37,9 +37,19 @@ EVERY: Final = {
 }
 
 
+class Fit(NamedTuple):
+    """A database as the handlers need it, but for what is said."""
+
+    sql_mode: str = "NO_ENGINE_SUBSTITUTION"
+    multi_statements: bool = True
+
+
+DATABASES: Final = {"vicidial": Fit(), "calls": Fit()}
+
+
 def found(**options: Any) -> list[Finding]:
     """What is wrong with options beside a right server_ip."""
-    return list(check_options({**SERVER, **options}))
+    return list(check_options({**SERVER, **options}, DATABASES))
 
 
 # ---- what goes well
@@ -71,7 +81,7 @@ def test_every_option_arrives() -> None:
         khomp_timeout_s=60.0,
         queue_timeout_s=7.0,
     )
-    assert list(check_options(EVERY)) == []
+    assert list(check_options(EVERY, DATABASES)) == []
 
 
 @pytest.mark.parametrize("key", [key for key, value in EVERY.items() if isinstance(value, bool)])
@@ -118,7 +128,7 @@ def test_a_key_with_nothing_behind_it() -> None:
 @pytest.mark.parametrize("options", [{}, {"server_ip": None}])
 def test_the_server_is_needed(options: dict[str, Any]) -> None:
     """Rows without our own address would be nobody's, so nothing stands in for it."""
-    assert list(check_options(options)) == [Finding(("server_ip",), "is missing")]
+    assert list(check_options(options, DATABASES)) == [Finding(("server_ip",), "is missing")]
     with pytest.raises(ValueError, match="server_ip"):
         read_site(options)
 
@@ -170,12 +180,32 @@ def test_an_unknown_key(key: str, hint: str) -> None:
 
 def test_a_misspelt_server_is_one_problem() -> None:
     """A server_ip that is misspelt is not missing besides."""
-    assert list(check_options({"server_pi": "192.0.2.15"})) == [
+    assert list(check_options({"server_pi": "192.0.2.15"}, DATABASES)) == [
         Finding(("server_pi",), "is not a known key", "did you mean 'server_ip'?")
     ]
 
 
 def test_everything_is_told_at_once() -> None:
     """Several mistakes are found in one go."""
-    wrong = check_options({"path_logs": "logs", "khomp": "yes", "zebra": 1})
+    wrong = check_options({"path_logs": "logs", "khomp": "yes", "zebra": 1}, DATABASES)
     assert {each.location for each in wrong} == {("server_ip",), ("path_logs",), ("khomp",), ("zebra",)}
+
+
+@pytest.mark.parametrize(
+    ("database", "message"),
+    [
+        (Fit(multi_statements=False), "needs databases.vicidial.multi_statements: true"),
+        (Fit(sql_mode=""), "needs a databases.vicidial.sql_mode that is not strict"),
+        (Fit(sql_mode="STRICT_ALL_TABLES"), "needs a databases.vicidial.sql_mode that is not strict"),
+    ],
+)
+def test_a_database_that_does_not_fit(database: Fit, message: str) -> None:
+    """What of the database would make every call fail is told before any comes."""
+    (finding,) = check_options(SERVER, {"vicidial": database})
+    assert (finding.location, finding.message) == (("database",), message)
+
+
+def test_a_database_that_is_not_there() -> None:
+    """A name that no database has is told with the one that was probably meant."""
+    (finding,) = check_options({**SERVER, "database": "vicidail"}, DATABASES)
+    assert (finding.message, finding.hint) == ("names no database: 'vicidail'", "did you mean 'vicidial'?")

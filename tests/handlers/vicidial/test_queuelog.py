@@ -15,17 +15,17 @@ from typing import Any, Final
 
 import pytest
 from conftest import ManualClock
-from mariadb import PASSWORD, USER, MariaDBServer
+from mariadb import USER, MariaDBServer
 from vicidial.comparing import compare, net_changes
 from vicidial.playing import SERVER_IP, Row, recorded
-from vicidial.tables import Engines, Forwarder
 from vicidial.tables import Tables as VicidialTables
+from vicidial.tables import queue_forwarder
+from vicidial_database import open_database
+from vicidial_legs import NOW, leg_of, state_before, tables_of
 
-from fastagi_pool.database import Database, DatabaseSettings
 from fastagi_pool.errors import DatabaseUnavailable
-from fastagi_pool.executor import Executor
-from fastagi_pool.handlers.vicidial.grammar import lead_of, read_request
-from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site
+from fastagi_pool.handlers.vicidial.grammar import lead_of
+from fastagi_pool.handlers.vicidial.leg import Leg, Site
 from fastagi_pool.handlers.vicidial.queuelog import (
     ABANDON,
     COMPLETE_CALLER,
@@ -37,14 +37,14 @@ from fastagi_pool.handlers.vicidial.queuelog import (
     socket_url,
     waited,
 )
-from fastagi_pool.handlers.vicidial.rows import NO_SERVER, AutoCall, LeadWords, LegKey, QueueLogRow, System
+from fastagi_pool.handlers.vicidial.rows import AutoCall, LeadWords, LegKey, QueueLogRow
 from fastagi_pool.handlers.vicidial.tables import Tables
 
+pytest_plugins = ["vicidial_fixtures"]
+
 LOG: Final = logging.getLogger("test_queuelog")
-NAME: Final = "queuelog"
 CODE: Final = "V1202150310000000101"
 UID: Final = "1700000000.26"
-NOW: Final = Moment.at(1_700_000_040)
 #: Nobody listens there.
 NOBODY: Final = "127.0.0.9"
 
@@ -180,19 +180,13 @@ class QueueMetrics:
     def load(self, *more: tuple[str, Row], connected: bool = False, **system: Any) -> None:
         """Empty all tables, and have settings, a lead and perhaps an agent who has met the caller."""
         connect = ("queue_log", {"call_id": CODE, "verb": "CONNECT", "agent": "Agent/6666", "data4": "abc"})
-        before = recorded()["O17"]
         settings = {"enable_queuemetrics_logging": "1", **system}
         given = (connect, *more) if connected else more
-        self.rows.load(replace(before, system_settings=settings, servers={}, rows=given))
+        self.rows.load(state_before(*given, system=settings))
 
-    def leg(self, uid: str = UID, system: System | None = None) -> Leg:
-        """Return a request; its settings are those of the tables unless others are given."""
-        environment = {"agi_request": "agi://127.0.0.1:4577/call_log", "agi_uniqueid": uid}
-        request = read_request(environment)
-        assert request is not None
-        if system is None:
-            _, system = self.tables.site()
-        return Leg(Site(SERVER_IP), request, NOW, self.tables, NO_SERVER, system)
+    def leg(self) -> Leg:
+        """Return a request."""
+        return leg_of(self.tables, agi={"uniqueid": UID})
 
     def end(self, call: AutoCall = CALL) -> QueueLogRow | None:
         """End a call."""
@@ -200,37 +194,24 @@ class QueueMetrics:
 
     def written(self) -> list[str]:
         """Return the verbs of all rows that are not an agent's."""
-        found = self.rows.query(f"SELECT verb FROM {NAME}_qm.queue_log WHERE verb <> 'CONNECT'")
+        found = self.rows.query(f"SELECT verb FROM {self.rows.name}_qm.queue_log WHERE verb <> 'CONNECT'")
         return [row["verb"] for row in found]
 
 
 @pytest.fixture(scope="module")
-def rows(mariadb: MariaDBServer) -> Iterator[VicidialTables]:
-    """Give the tables, with QueueMetrics' at port 3306 of an address of its own."""
-    with Forwarder(mariadb.port) as forwarder:
-        tables = VicidialTables(mariadb, NAME, Engines.AS_GIVEN, forwarder.address)
-        yield tables
-        tables.close()
-
-
-def vicidial(url: str) -> Database:
-    """Return VICIdial's database."""
-    return Database(
-        DatabaseSettings(
-            name="vicidial", urls=(url,), sql_mode="NO_ENGINE_SUBSTITUTION", multi_statements=True
-        )
-    )
+def queue_host(mariadb: MariaDBServer) -> Iterator[str]:
+    """Have QueueMetrics at port 3306 of an address of its own."""
+    with queue_forwarder(mariadb.port) as forwarder:
+        yield forwarder.host
 
 
 @pytest.fixture
-def queue(mariadb: MariaDBServer, rows: VicidialTables) -> Iterator[QueueMetrics]:
+def queue(rows: VicidialTables, tables: Tables) -> Iterator[QueueMetrics]:
     """Give QueueMetrics with empty tables."""
-    database = vicidial(mariadb.url(NAME, PASSWORD))
-    queue = QueueMetrics(rows, Tables(Executor(database), SERVER_IP, 0.0, LOG))
+    queue = QueueMetrics(rows, tables)
     queue.load()
     yield queue
     queue.logs.close()
-    database.close()
 
 
 @pytest.mark.mariadb
@@ -387,9 +368,9 @@ def test_one_complaint_a_minute(queue: QueueMetrics, caplog: pytest.LogCaptureFi
 @pytest.mark.mariadb
 def test_settings_that_change(queue: QueueMetrics, mariadb: MariaDBServer) -> None:
     """New settings hold from the next call on, and the connections of the old ones are closed."""
-    name = f"{NAME}_old"
+    name = f"{queue.rows.name}_old"
     mariadb.execute(f"CREATE DATABASE {name}")
-    mariadb.execute(f"CREATE TABLE {name}.queue_log LIKE {NAME}_qm.queue_log")
+    mariadb.execute(f"CREATE TABLE {name}.queue_log LIKE {queue.rows.name}_qm.queue_log")
     connections = f"SELECT COUNT(*) FROM information_schema.processlist WHERE db = '{name}'"
     queue.load(queuemetrics_dbname=name)
     assert queue.end() is not None
@@ -407,16 +388,11 @@ def test_settings_that_change(queue: QueueMetrics, mariadb: MariaDBServer) -> No
 @pytest.mark.mariadb
 def test_vicidials_own_database_away(queue: QueueMetrics, caplog: pytest.LogCaptureFixture) -> None:
     """That it is away is the caller's to know, and nothing is said about QueueMetrics."""
-    database = vicidial(f"mysql+pymysql://{USER}@{NOBODY}:3306/vicidial")
-    leg = replace_tables(queue.leg(), Tables(Executor(database), SERVER_IP, 0.0, LOG))
+    database = open_database(f"mysql+pymysql://{USER}@{NOBODY}:3306/vicidial")
+    leg = replace(queue.leg(), tables=tables_of(database))
     with pytest.raises(DatabaseUnavailable, match="vicidial"):
         queue.logs.log_end(leg, CALL, 101)
     assert errors(caplog) == []
-
-
-def replace_tables(leg: Leg, tables: Tables) -> Leg:
-    """Return the request with other tables."""
-    return Leg(leg.site, leg.request, leg.now, tables, leg.server, leg.system)
 
 
 class Cutter(socketserver.ThreadingTCPServer):

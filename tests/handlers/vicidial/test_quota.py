@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator
 from datetime import date, datetime
 from typing import Any, Final
 
 import pytest
-from mariadb import PASSWORD, MariaDBServer
-from vicidial.playing import SERVER_IP, Row, Scenario
-from vicidial.tables import Engines
+from vicidial.playing import Row
 from vicidial.tables import Tables as VicidialTables
+from vicidial_legs import campaign_of, leg_of, state_before
 
-from fastagi_pool.database import Database, DatabaseSettings
-from fastagi_pool.executor import Executor
-from fastagi_pool.handlers.vicidial.grammar import read_request
-from fastagi_pool.handlers.vicidial.leg import Leg, Moment, Site
+from fastagi_pool.handlers.vicidial.leg import Moment
 from fastagi_pool.handlers.vicidial.quota import (
     QuotaPlan,
     Session,
@@ -28,6 +22,8 @@ from fastagi_pool.handlers.vicidial.quota import (
 )
 from fastagi_pool.handlers.vicidial.rows import QuotaCall
 from fastagi_pool.handlers.vicidial.tables import Tables
+
+pytest_plugins = ["vicidial_fixtures"]
 
 # ---- the container
 
@@ -176,35 +172,12 @@ def test_the_day_of_a_call(first_call: datetime | None, day: str) -> None:
 
 # ---- with rows
 
-NAME: Final = "quota"
 #: Half past nine in the morning, wherever this runs.
 NOW: Final = Moment.at(int(datetime(2026, 3, 10, 9, 30).timestamp()))
 DIALLED_AT: Final = datetime(2026, 3, 10, 9, 29, 20)
 COUNTERS: Final = "vicidial_lead_call_quota_counts"
 PLAN: Final = "zero_rank_after_call=>0\nsession_one=>0900,1200\nsession_two=>1200,1700\n"
 ZERO_RANK: Final = PLAN.replace("=>0\n", "=>1\n")
-
-
-@pytest.fixture(scope="module")
-def rows(mariadb: MariaDBServer) -> Iterator[VicidialTables]:
-    """Give VICIdial's tables, to be filled and looked at."""
-    tables = VicidialTables(mariadb, NAME, Engines.AS_GIVEN, "127.0.0.1")
-    yield tables
-    tables.close()
-
-
-@pytest.fixture
-def tables(mariadb: MariaDBServer, rows: VicidialTables) -> Iterator[Tables]:
-    """Give the same tables as the handlers see them."""
-    settings = DatabaseSettings(
-        name="vicidial",
-        urls=(mariadb.url(NAME, PASSWORD),),
-        sql_mode="NO_ENGINE_SUBSTITUTION",
-        multi_statements=True,
-    )
-    database = Database(settings)
-    yield Tables(Executor(database), SERVER_IP, 0.0, logging.getLogger("test"))
-    database.close()
 
 
 def load(
@@ -227,18 +200,12 @@ def load(
     ]
     if counts is not None:
         wanted.append((COUNTERS, {"lead_id": 101, "list_id": 999} | counts))
-    rows.load(Scenario("", {"call_quota_lead_ranking": system}, {}, tuple(wanted), {}, (), ()))
+    rows.load(state_before(*wanted, system={"call_quota_lead_ranking": system}))
 
 
 def count(tables: Tables, new_status: str = "DROP", log_status: str = "QUEUE") -> None:
     """End a call."""
-    request = read_request({"agi_request": "agi://127.0.0.1:4577/call_log", "agi_extension": "h"})
-    server, system = tables.site()
-    campaign = tables.campaign("TESTCAMP")
-    assert request is not None
-    assert campaign is not None
-    leg = Leg(Site(SERVER_IP), request, NOW, tables, server, system)
-    count_call(leg, campaign, 101, new_status, log_status)
+    count_call(leg_of(tables, NOW), campaign_of(tables), 101, new_status, log_status)
 
 
 def counted(rows: VicidialTables) -> Row:

@@ -50,3 +50,9 @@ def test_every_text_has_only_places_for_values() -> None:
     texts = {name: value for name, value in vars(sql).items() if name.isupper() and isinstance(value, str)}
     assert texts
     assert [name for name, value in texts.items() if re.search(r"%(?![s%])", value)] == []
+
+
+def test_an_empty_stem_is_nobodys_beginning() -> None:
+    """A call without a unique id touches no other call's rows."""
+    assert sql.beginning("") == ""
+    assert sql.beginning("1_7") == r"1\_7%"

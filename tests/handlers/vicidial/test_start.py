@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Final
 
 import gevent
 import pytest
-from mariadb import MariaDBServer
-from test_call_log import StagedSite, await_that, call_of, made_site, made_tables, with_columns, without
 from vicidial.playing import Scenario
-from vicidial.tables import Tables
+from vicidial_staged_site import StagedSite, await_that, call_of, with_columns, without
 
-from fastagi_pool.stage import Stage
 from fastagi_pool.testing import AgiStatus, split_words
 
+pytest_plugins = ["vicidial_fixtures"]
 pytestmark = pytest.mark.mariadb
 
 #: A manual dial with everything: a campaign, a time-out, a name for the call.
@@ -32,18 +28,6 @@ _PLAIN: Final = [
     'SET VARIABLE _CAMPDTO "26"',
     'EXEC SIPAddHeader "X-CIDNAME: ACME Corp"',
 ]
-
-
-@pytest.fixture(scope="module")
-def tables(mariadb: MariaDBServer) -> Iterator[Tables]:
-    """VICIdial's tables."""
-    yield from made_tables(mariadb, "flow_start")
-
-
-@pytest.fixture
-def site(mariadb: MariaDBServer, tables: Tables, agi_call: Stage, tmp_path: Path) -> StagedSite:
-    """A worker, and its tables."""
-    return made_site(mariadb, tables, agi_call, tmp_path)
 
 
 def stored(site: StagedSite) -> list[tuple[Any, ...]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from datetime import datetime, timedelta
 from decimal import Decimal
@@ -11,9 +12,9 @@ from typing import Any, Final, TypeVar
 import gevent
 import pytest
 from mariadb import MariaDBServer
-from vicidial_database import SERVER_IP, SQL_MODE, VicidialDatabase
+from vicidial_database import SERVER_IP, VicidialDatabase, open_database
 
-from fastagi_pool.database import Database, DatabaseSettings, Statement
+from fastagi_pool.database import Database, Statement
 from fastagi_pool.executor import Done, Executor
 from fastagi_pool.handlers.vicidial.classification import PhoneColumn, PhoneQuestion
 from fastagi_pool.handlers.vicidial.leg import Moment
@@ -40,7 +41,7 @@ from fastagi_pool.handlers.vicidial.rows import (
     Server,
     Sight,
 )
-from fastagi_pool.handlers.vicidial.tables import Closing, Tables, minutes
+from fastagi_pool.handlers.vicidial.tables import Closing, Tables, Taken, minutes
 
 pytestmark = pytest.mark.mariadb
 
@@ -70,10 +71,15 @@ class WatchedExecutor(Executor):
         super().__init__(database, [0.0] * 3)
         self.packets: list[list[Statement]] = []
 
-    def run(self, statements: Sequence[Statement], repeated: Sequence[Statement] | None = None) -> Done:
+    def run(
+        self,
+        statements: Sequence[Statement],
+        repeated: Sequence[Statement] | None = None,
+        waits: bool = False,
+    ) -> Done:
         """Note and do."""
         self.packets.append(list(statements))
-        return super().run(statements, repeated)
+        return super().run(statements, repeated, waits)
 
 
 class Site:
@@ -86,9 +92,7 @@ class Site:
 
     def __init__(self, vicidial: VicidialDatabase) -> None:
         self._vicidial = vicidial
-        self._database = Database(
-            DatabaseSettings("vicidial", (vicidial.url,), sql_mode=SQL_MODE, multi_statements=True)
-        )
+        self._database = open_database(vicidial.url)
         self.executor = WatchedExecutor(self._database)
         self.tables = self.open_tables(settings_ttl_s=0.0)
 
@@ -1090,8 +1094,8 @@ def test_who_takes_a_call_owns_it(site: Site) -> None:
     auto_call(site, CODE, UID)
     auto_call(site, CODE, UID)
     ringing(site, CODE, "other", "")
-    assert site.tables.take_auto_call(1, CODE)
-    assert not site.tables.take_auto_call(1, CODE)
+    assert site.tables.take_auto_call(1, CODE) is Taken.YES
+    assert site.tables.take_auto_call(1, CODE) is Taken.NO
     assert site.get("vicidial_auto_calls", "auto_call_id") == [(2,)]
     assert site.get("vicidial_live_agents", "ring_callerid") == [("",), ("other",), ("",)]
 
@@ -1099,7 +1103,8 @@ def test_who_takes_a_call_owns_it(site: Site) -> None:
 def test_one_of_many_takes_a_call(site: Site) -> None:
     """Of ends that race for a living row one gets it."""
     auto_call(site, CODE, UID)
-    assert sorted(together(lambda _: site.tables.take_auto_call(1, CODE), range(5))) == [False] * 4 + [True]
+    taken = together(lambda _: site.tables.take_auto_call(1, CODE), range(5))
+    assert Counter(taken) == {Taken.YES: 1, Taken.NO: 4}
 
 
 def test_a_call_without_a_code_rings_nowhere(site: Site) -> None:
