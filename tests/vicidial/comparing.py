@@ -122,7 +122,9 @@ def _by_key(table: str, rows: Sequence[Row]) -> dict[tuple[str, ...], Row]:
     return found
 
 
-def compare(expected: Sequence[Row], changes: Sequence[Change], began_s: int) -> list[str]:
+def compare(
+    expected: Sequence[Row], changes: Sequence[Change], began_s: int, took_s: float = 0.0
+) -> list[str]:
     """Say how changes differ from the expected ones.
 
     Args:
@@ -132,10 +134,12 @@ def compare(expected: Sequence[Row], changes: Sequence[Change], began_s: int) ->
             a date.
         changes: What was found.
         began_s: The call's time, in seconds since 1970.
+        took_s: How long it took with all that was played at once; so much later everything may be.
     """
+    within_s = TOLERANCE_S + took_s
     left, missing = list(changes), []
     for each in expected:
-        same = (change for change in left if not _mismatch(each, change, began_s))
+        same = (change for change in left if not _mismatch(each, change, began_s, within_s))
         hit = next(same, None)
         if hit is None:
             missing.append(each)
@@ -145,7 +149,7 @@ def compare(expected: Sequence[Row], changes: Sequence[Change], began_s: int) ->
     for each in missing:
         near = min(
             (change for change in left if _is_about(each, change)),
-            key=lambda change: len(_mismatch(each, change, began_s)),
+            key=lambda change: len(_mismatch(each, change, began_s, within_s)),
             default=None,
         )
         if near is None:
@@ -153,7 +157,9 @@ def compare(expected: Sequence[Row], changes: Sequence[Change], began_s: int) ->
                 f"{each['op']} {each['table']}: missing {json.dumps(each.get('after') or each['row'])}"
             )
         else:
-            lines.append(f"{each['op']} {each['table']}: {'; '.join(_mismatch(each, near, began_s))}")
+            lines.append(
+                f"{each['op']} {each['table']}: {'; '.join(_mismatch(each, near, began_s, within_s))}"
+            )
             left.remove(near)
     return lines + [str(change) for change in left]
 
@@ -162,14 +168,14 @@ def _is_about(expected: Row, change: Change) -> bool:
     return (expected["op"], expected["table"]) == (change.op, change.table)
 
 
-def _mismatch(expected: Row, change: Change, began_s: int) -> list[str]:
+def _mismatch(expected: Row, change: Change, began_s: int, within_s: float) -> list[str]:
     """Say which columns are not as expected."""
     if not _is_about(expected, change):
         return [f"{change.op} {change.table}"]
     return [
         f"{column}: expected {wanted!r}, found {str(found)!r}"
         for column, wanted, found in _pairs(expected, change)
-        if not _agree(wanted, found, began_s, column)
+        if not _agree(wanted, found, began_s, within_s, column)
     ]
 
 
@@ -196,20 +202,20 @@ def _pairs(expected: Row, change: Change) -> list[_Pair]:
     return [(column, f"~{wanted}" if column == "data2" else wanted, value) for column, wanted, value in pairs]
 
 
-def _agree(wanted: object, found: object, began_s: int, column: str) -> bool:
+def _agree(wanted: object, found: object, began_s: int, within_s: float, column: str) -> bool:
     """Say whether a value is the expected one, within the tolerance."""
     if wanted is None or found is None:
         return wanted is found
     if isinstance(wanted, str):
         if moment := _MOMENT.match(wanted):
-            return _near(_epoch(found), began_s + int(moment[1] or 0), TOLERANCE_S)
+            return _near(_epoch(found), began_s + int(moment[1] or 0), within_s)
         if wanted.startswith("~"):
             # Minutes are rounded to hundredths.
-            within = TOLERANCE_S / 60 + 0.001 if column == "length_in_min" else TOLERANCE_S
+            within = within_s / 60 + 0.001 if column == "length_in_min" else within_s
             return _near(_number(found), float(wanted[1:]), within)
         if "{t}" in wanted:
             return _STAMP.sub("{t}", str(found)) == wanted and all(
-                _near(datetime.fromisoformat(stamp).timestamp(), began_s, TOLERANCE_S)
+                _near(datetime.fromisoformat(stamp).timestamp(), began_s, within_s)
                 for stamp in _STAMP.findall(str(found))
             )
     if isinstance(wanted, (int, float)):

@@ -9,6 +9,7 @@ Laws:
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -163,9 +164,10 @@ class Site:
         before, wrong = self.tables.snapshot(), list[str]()
         with self.ended(copies * len(scenarios)) as ends:
             yield wrong
+        took_s = time.time() - began_s
         changes = net_changes(before, self.tables.snapshot())
         for scenario, own in _shared_out(changes, scenarios):
-            wrong += [f"{scenario.id}: {line}" for line in compare(scenario.changes, own, began_s)]
+            wrong += [f"{scenario.id}: {line}" for line in compare(scenario.changes, own, began_s, took_s)]
         wrong += ends.bad
         wrong += ends.logged if wrong else []
 
