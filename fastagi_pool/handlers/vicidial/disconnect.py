@@ -14,13 +14,13 @@ Source: VICIdial's FastAGI daemon, observed: END on a Local channel, steps 2 to 
 
 from __future__ import annotations
 
-import re
 from typing import Final, NamedTuple
+
+from fastagi_pool.handlers.vicidial.grammar import has_long_number, is_session_login
 
 #: What every stock dialplan writes into the first field of a hangup's URL.
 _KIND: Final = "PRI"
-_LONG_NUMBER = re.compile(r"[0-9]{19}")
-_AGENT_SESSION = re.compile(r"S[0-9]{12}")
+_CODE_DIGITS: Final = 19
 
 
 class Verdict(NamedTuple):
@@ -130,12 +130,12 @@ def passes_entry(kind: str, code: str, dialstatus: str, cause: str, mode: int, c
 
     Source: VICIdial's FastAGI daemon, observed: END on a Local channel, step 3.
     """
-    if kind != _KIND or _LONG_NUMBER.search(code) is None:
+    if kind != _KIND or not has_long_number(code, _CODE_DIGITS):
         return False
     conditions = _ALWAYS_ENTER + _ENTER_IF_ENHANCED if mode > 0 else _ALWAYS_ENTER
     if any(condition.holds(dialstatus, cause) for condition in conditions):
         return True
-    return cpd_found and _AGENT_SESSION.match(code) is None
+    return cpd_found and not is_session_login(code)
 
 
 def verdict(mode: int, dialstatus: str, cause: str) -> Verdict | None:

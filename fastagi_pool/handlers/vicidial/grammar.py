@@ -228,6 +228,11 @@ def first_word(code: str) -> str:
     return code.partition(" ")[0]
 
 
+def end_code(code: str) -> str:
+    """Give the code as an END knows it: cut, and without the quotes that a START leaves."""
+    return first_word(code).replace('"', "")
+
+
 def lead_of(code: str) -> int:
     """Return the lead that a code names in its characters 11 to 20; 0 if it names none.
 

@@ -23,7 +23,7 @@ from fastagi_pool.handlers.vicidial import altdial, carrier, drop, khomp, monito
 from fastagi_pool.handlers.vicidial.disconnect import Verdict, cpd_verdict, passes_entry, verdict
 from fastagi_pool.handlers.vicidial.grammar import (
     begins_m,
-    first_word,
+    end_code,
     is_auto_dialled,
     is_inbound,
     is_manual,
@@ -128,7 +128,7 @@ def end(leg: Leg, call: Call, queue_logs: QueueLogs) -> None:
     Raises:
         DatabaseUnavailable: Something was not written.
     """
-    code = first_word(leg.request.code).replace('"', "")
+    code = end_code(leg.request.code)
     lead_id = lead_of(code)
     target = _find(leg, code, lead_id)
     parked = target.sight.parked
@@ -371,8 +371,7 @@ def _end_call(leg: Leg, ending: _Ending, queue_logs: QueueLogs) -> None:
             leg.note(f"END {ending.uid}: another request ends this call")
             return
         leg.careful = taken is Taken.PERHAPS
-    if leg.system.queue_logging and _IVR not in alive.status:
-        queue_logs.log_end(leg, alive, ending.lead_id, ending.uid)
+    queue_logs.log_end(leg, alive, ending.lead_id, ending.uid)
     _after_call(leg, ending, alive)
 
 

@@ -40,7 +40,7 @@ from urllib.request import (
 
 import gevent
 
-from fastagi_pool.handlers.vicidial.grammar import first_word
+from fastagi_pool.handlers.vicidial.grammar import end_code
 
 if TYPE_CHECKING:
     from fastagi_pool.handlers.vicidial.leg import Leg
@@ -256,7 +256,7 @@ def end(leg: Leg, campaign: Campaign) -> KhompResult | None:
     settings = read_settings(text)
     if not settings.header:
         return None
-    code = first_word(leg.request.code).replace('"', "")
+    code = end_code(leg.request.code)
     call_id = settings.id_of(code, campaign.campaign_id, leg.server.external_ip)
     token, login_s = settings.token, 0.0
     try:

@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, astuple, dataclass, field
 from functools import cache
 from http.client import HTTPException
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.error import HTTPError
 from urllib.parse import quote, quote_plus, urlencode, urlsplit
 from urllib.request import HTTPSHandler, OpenerDirector, build_opener
@@ -35,6 +35,7 @@ from fastagi_pool.database import Database, DatabaseSettings
 from fastagi_pool.errors import DatabaseBusy, DatabaseUnavailable, OperatorError
 from fastagi_pool.executor import Executor
 from fastagi_pool.handlers.vicidial.leg import Moment, clock
+from fastagi_pool.handlers.vicidial.reading import text
 from fastagi_pool.handlers.vicidial.rows import LeadWords, QueueLogRow
 
 if TYPE_CHECKING:
@@ -178,7 +179,7 @@ class QueueLogs:
         found = self._run(leg.system, (_FIND_CONNECT, (auto_call.callerid, CONNECT)))
         if found is None:
             return None
-        connect = Connect(_text(found[0][0]), _text(found[0][1])) if found else None
+        connect = Connect(text(found[0][0]), text(found[0][1])) if found else None
         place, entered = entry or ("", "")
         before_us = 0
         if entered and connect is None:
@@ -302,9 +303,9 @@ def waited(stage: str) -> str:
 
     Source: VICIdial's FastAGI daemon, observed: QueueMetrics' queue_log.
     """
-    text = stage.rpartition("-")[2]
-    number = _NUMBER.match(text)
-    return text if number is not None and float(number[0]) >= _LEAST_WAIT_S else "0"
+    wait = stage.rpartition("-")[2]
+    number = _NUMBER.match(wait)
+    return wait if number is not None and float(number[0]) >= _LEAST_WAIT_S else "0"
 
 
 def end_row(
@@ -337,10 +338,6 @@ def _inserts(row: QueueLogRow) -> tuple[Statement, Statement]:
     values: Sequence[object] = astuple(row)
     unless = (*values, row.call_id, row.verb, row.time_id - _SAME_ROW_S)
     return (_INSERT, values), (_INSERT + _UNLESS_WRITTEN, unless)
-
-
-def _text(value: Any) -> str:
-    return "" if value is None else str(value)
 
 
 # --- what the request says
