@@ -22,7 +22,7 @@ function in res/res_agi.c (the speech commands: res/res_speech.c; all results re
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, NoReturn, Protocol, TypeAlias
 
@@ -35,15 +35,18 @@ from fastagi_pool.errors import (
     AGIError,
     AGIInvalidCommand,
     AGIUsageError,
+    ToldFailure,
 )
 from fastagi_pool.protocol import (
     MAX_COMMAND_BYTES,
+    UNKNOWN_COMMAND_REPLY,
     Reply,
     Request,
     clean,
     encode_command,
     join_arguments,
     leaves_open,
+    line_fault,
     stays_whole,
 )
 from fastagi_pool.results import ChannelState, Digits, Playback, Recording, RecordingEnd, Speech
@@ -53,6 +56,9 @@ _CUT_BYTES: Final = 1023
 _LONGEST_CHARACTER_BYTES: Final = 4
 #: No time-out. The 0 of the manual ends at once, in Asterisk 16 and 22.
 _NO_TIMEOUT: Final = "-1"
+#: How the one line begins that Asterisk takes for no command, but for a failure, in capitals or not.
+#: Source: asterisk res/res_agi.c, agi_handle_command() and run_agi().
+_FAILURE: Final = b"failure"
 #: A moment: a datetime (a naive one is local time) or seconds since the epoch.
 Moment: TypeAlias = datetime | float
 
@@ -72,6 +78,40 @@ class Dialogue(Protocol):
     @property
     def hung_up(self) -> bool:
         """Whether HANGUP was seen."""
+
+    def exchange(self, line: bytes) -> bytes:
+        """Send one line and wait for its reply; return that as it came, with all that came before it.
+
+        Unlike ``execute`` it never raises CallHangup: whoever listens is told instead. HANGUP that came
+        together with the reply may stand behind it.
+        """
+
+    def listen(self, on_unasked: Callable[[bytes], None]) -> None:
+        """From now on tell of what Asterisk says unasked: HANGUP, whenever it comes, or has come before.
+
+        While a command runs, HANGUP is told of too, but its bytes come with the reply; then the argument is
+        empty. It lasts until the call ends or ``execute`` is used again.
+
+        Args:
+            on_unasked: Called with the bytes, in gevent's hub or inside of ``listen`` and ``exchange``: must
+                neither wait nor raise.
+        """
+
+
+class FarEnd(Protocol):
+    """Whoever speaks AGI in the place of a handler: a legacy script, another server."""
+
+    def next_line(self) -> bytes:
+        """Wait for its next command line, and return it with its line end; nothing if it has said all."""
+
+    def answer(self, reply: bytes) -> None:
+        """Hand it the reply to that line, as Asterisk gave it."""
+
+    def on_unasked(self, data: bytes) -> None:
+        """Hear that Asterisk said HANGUP; see ``Dialogue.listen``. Must neither wait nor raise.
+
+        What it says may be heard more than once.
+        """
 
 
 class Call:
@@ -128,6 +168,29 @@ class Call:
         """
         self._dialogue.finish()
 
+    def relay(self, far_end: FarEnd) -> None:
+        """Let somebody else speak in the handler's place until it has said all: for handlers that do so.
+
+        Its lines go to Asterisk as they are, each when the one before has been answered, and replies come
+        back as they are. A line that would harm Asterisk is not sent, but answered as an unknown command, so
+        that the far end stays in step; it counts as ``refused``.
+
+        Args:
+            far_end: Who speaks.
+
+        Raises:
+            ToldFailure: It said the line by which AGI tells a failure; Asterisk has not been told.
+        """
+        self._dialogue.listen(far_end.on_unasked)
+        while line := far_end.next_line():
+            if line[: len(_FAILURE)].lower() == _FAILURE:
+                raise ToldFailure(line)
+            if line_fault(line, self._max_bytes):
+                self.refused += 1
+                far_end.answer(UNKNOWN_COMMAND_REPLY)
+            else:
+                far_end.answer(self._dialogue.exchange(line))
+
     def raw(self, command: str, *arguments: str) -> Reply:
         """Send any command, and return its reply as it is.
 
@@ -138,8 +201,7 @@ class Call:
         Returns:
             A reply of code 200, whatever its result.
         """
-        if command.lstrip()[:7].lower() == "failure":
-            # The one line that Asterisk takes for no command, but for the end of the session.
+        if command.lstrip()[: len(_FAILURE)].lower() == _FAILURE.decode():
             self.refused += 1
             raise AGICommandRefused("a line that begins with 'failure' ends the session", command)
         if arguments and leaves_open(command):

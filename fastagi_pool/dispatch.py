@@ -29,7 +29,13 @@ from fastagi_pool.errors import (
     CallTimeout,
     DatabaseBusy,
     DatabaseUnavailable,
+    LimitExceeded,
+    Overloaded,
     RemoteProtocolError,
+    ScriptFailed,
+    ScriptNotFound,
+    ToldFailure,
+    UpstreamUnavailable,
 )
 from fastagi_pool.logs import CallRecord, RecordWriter, current_call, end_printing, value
 from fastagi_pool.protocol import Request, max_command_bytes
@@ -52,11 +58,19 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (DatabaseUnavailable, "dbdown"),
     (DatabaseBusy, "dbdown"),
     (RemoteProtocolError, "badrequest"),
+    (Overloaded, "overload"),
+    (ScriptNotFound, "notfound"),
+    (ScriptFailed, "exit"),
+    (LimitExceeded, "limit"),
+    (UpstreamUnavailable, "upstream"),
+    (ToldFailure, "failure"),
 )
 #: Outcomes of which the dialplan is told nothing: it went well, or nobody is there.
 _SILENT: Final = frozenset({"ok", "hangup", "gone"})
 #: Outcomes that an operator wants to hear of, though no line of code is to blame.
-_WARNED: Final = frozenset({"timeout", "stopped", "dbdown"})
+_WARNED: Final = frozenset(
+    {"timeout", "stopped", "dbdown", "overload", "notfound", "exit", "limit", "upstream", "failure"}
+)
 
 
 class _Refused(Exception):
@@ -69,7 +83,12 @@ class _Refused(Exception):
 
 @dataclass(slots=True)
 class _Progress:
-    """What is known of a call so far."""
+    """What is known of a call so far.
+
+    Attributes:
+        told: The line by which the dialplan shall learn of the failure, and nothing besides; empty for the
+            usual last words.
+    """
 
     session: Session
     ref: str
@@ -82,12 +101,20 @@ class _Progress:
     call: Call | None = None
     recording: OpenRecording | None = None
     channel_dead: bool = False
+    told: bytes = b""
 
     @property
     def channel_lives(self) -> bool:
         """Whether the dialplan may be sent elsewhere: after a hangup it would lose its h extension."""
         in_hangup = self.request is not None and self.request.extension == "h"
         return not (self.session.hung_up or self.channel_dead or in_hangup)
+
+    @property
+    def last_words(self) -> bytes:
+        """What the dialplan is told about a failure."""
+        if self.told:
+            return self.told
+        return last_words(self.outcome.upper(), self.error, self.ref, self.on_error, self.channel_lives)
 
 
 class _CallLogger(logging.LoggerAdapter[logging.Logger]):
@@ -182,9 +209,7 @@ class Dispatcher:
         if progress.outcome in _SILENT:
             session.close()
         else:
-            status = progress.outcome.upper()
-            lives = progress.channel_lives
-            session.fail(last_words(status, progress.error, progress.ref, progress.on_error, lives))
+            session.fail(progress.last_words)
         if self._recorder is not None and progress.recording is not None:
             self._recorder.end(progress.recording, progress.outcome)
         self._write_record(progress)
@@ -250,6 +275,8 @@ class Dispatcher:
             return
         outcome = next((word for kind, word in _OUTCOMES if isinstance(raised, kind)), "error")
         progress.channel_dead = isinstance(raised, AGIDeadChannel)
+        if isinstance(raised, ToldFailure) and raised.said_all:
+            progress.told = raised.line
         if isinstance(raised, AGIDeadChannel) and progress.session.hung_up:
             outcome = "hangup"
         progress.outcome = outcome

@@ -12,6 +12,12 @@ Whose fault decides the branch, so that a reader of the log knows whom to ask::
     |-- DatabaseUnavailable          a database that a call needs is away
     |-- DatabaseBusy                 it is there, but this was not done in time
     |-- RowsLost                     something could not be written, all else was
+    |-- Overloaded                   every place that a call may take is taken
+    |-- ScriptNotFound               no such legacy script, or none that may be run
+    |-- ScriptFailed                 a legacy script ended badly, or could not be started
+    |-- LimitExceeded                a legacy script took more than its route allows
+    |-- UpstreamUnavailable          no server behind this one takes the call
+    |-- ToldFailure                  a script or another server said that it failed
     `-- AGIError                     one command failed; the call goes on
         |-- AGICommandRefused        the guard: it would harm Asterisk, and was never sent
         |-- AGIInvalidCommand        510: Asterisk does not know the command
@@ -125,6 +131,41 @@ class DatabaseBusy(FastAGIPoolError):
 
 class RowsLost(FastAGIPoolError):
     """A call was served to its end, but not all that it should leave behind is there; the log says what."""
+
+
+class Overloaded(FastAGIPoolError):
+    """Every place that this call may take is taken, and it has waited long enough or may not wait."""
+
+
+class ScriptNotFound(FastAGIPoolError):
+    """There is no such legacy script, or it lies outside of its folder or is no file to be run."""
+
+
+class ScriptFailed(FastAGIPoolError):
+    """A legacy script could not be started or compiled, or ended with an exit code or by a signal."""
+
+
+class LimitExceeded(FastAGIPoolError):
+    """A legacy script took more than its route allows, and is being ended."""
+
+
+class UpstreamUnavailable(FastAGIPoolError):
+    """No server behind this one takes the call, or the one that did broke off."""
+
+
+class ToldFailure(FastAGIPoolError):
+    """Whoever speaks in the place of a handler said the line by which AGI tells a failure.
+
+    Attributes:
+        line: The line with its end.
+        said_all: Whether the dialplan has been told everything else already, so that it gets the line and
+            nothing besides.
+    """
+
+    def __init__(self, line: bytes, said_all: bool = False) -> None:
+        self.line = line
+        self.said_all = said_all
+        super().__init__(f"it said {line.decode(errors='replace').strip()!r}")
 
 
 class AGIError(FastAGIPoolError):

@@ -236,7 +236,8 @@ class CallRecord:
         route: Name of the route; empty if none was found.
         script: The script that Asterisk asked for.
         outcome: ``ok``, ``hangup``, ``error``, ``noroute``, ``timeout``, ``gone``, ``denied``,
-            ``badrequest``, ``dbdown``, ``overload`` or ``stopped``.
+            ``badrequest``, ``dbdown``, ``overload``, ``stopped``, ``notfound``, ``exit``, ``limit``,
+            ``upstream`` or ``failure``.
         hung_up: Whether the caller hung up during the call.
         commands: Number of AGI commands.
         total_s: From accept to the end.

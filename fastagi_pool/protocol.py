@@ -39,6 +39,11 @@ MAX_COMMAND_BYTES_NEW: Final = 8191
 MAX_COMMAND_WORDS: Final = 127
 #: A reply longer than this is not Asterisk's: the longest seen is a variable of 8 KB.
 MAX_REPLY_BYTES: Final = 65536
+#: What Asterisk answers to a line that is no command.
+UNKNOWN_COMMAND_REPLY: Final = b"510 Invalid or unknown command\n"
+
+#: Kept raw bytes that nobody takes: the longest reply and usage, and all that is said around them.
+_MAX_RAW_BYTES: Final = 4 * MAX_REPLY_BYTES
 
 _HANGUP_LINE: Final = b"HANGUP"
 #: No sample position has more than 18 digits; what has is no number that we want to make.
@@ -46,6 +51,8 @@ _REPLY = re.compile(r"result=(\S*)(?: \((.*)\))?(?: endpos=(-?\d{1,18})(?!\d))?(
 _PLAIN_REPLY = re.compile(rb"200 result=(-?\d*)(?: endpos=(-?\d{1,18}))?\n")
 #: The one reply with quoted texts behind its value, which may hold parentheses.
 _SPEECH_COMMAND: Final = b"SPEECH RECOGNIZE"
+#: The same, written as others may.
+_SPEECH_LINE = re.compile(rb'[ \t"]*SPEECH[ \t"]+RECOGNIZE\b', re.IGNORECASE)
 _SPEECH_REPLY = re.compile(r"result=(\S*)(?: \((\w*)\))?(?: endpos=(-?\d{1,18})(?!\d))?(.*)", re.DOTALL)
 #: How by far the most replies with a value begin.
 _VALUE_START: Final = b"200 result=1 ("
@@ -53,6 +60,8 @@ _VALUE_END = re.compile(rb"\)(?: \w+=\S*)*\n\Z")
 #: What Asterisk takes for a word in what is not quoted; Python knows more blanks.
 _BARE_WORD = re.compile(r"[^ \t]+")
 _PLAIN_WORD = re.compile(r'[^\s"\\]+')
+#: A word of a line that is as it will be sent: quotes and backslashes take blanks in, a quote may stay open.
+_SENT_WORD = re.compile(rb'(?:[^ \t"\\]|\\.?|"(?:[^"\\]|\\.?)*"?)+', re.DOTALL)
 _HARMFUL = re.compile(r"[\r\n\0]")
 #: What surrogateescape cannot turn back into a byte.
 _HALF_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
@@ -305,6 +314,29 @@ def encode_command(name: str, words: tuple[str, ...], max_bytes: int = MAX_COMMA
     return encoded
 
 
+def line_fault(line: bytes, max_bytes: int = MAX_COMMAND_BYTES) -> str:
+    """Say why a line that was written elsewhere would harm Asterisk; nothing if it may be sent as it is.
+
+    What Asterisk merely does not understand is no fault: it says so itself.
+
+    Args:
+        line: The line with its line end.
+        max_bytes: Longest line with its line end; see :data:`MAX_COMMAND_BYTES`.
+
+    Source: parse_args() in res_agi.c writes behind its table if too many words begin with a quote.
+    """
+    if line.find(b"\n") != len(line) - 1 or not line:
+        return "it is not exactly one whole line"
+    if b"\0" in line:
+        return "it holds NUL, at which Asterisk would stop to read"
+    if len(line) > max_bytes:
+        return f"it is longer than {max_bytes} bytes: Asterisk would run the rest as another command"
+    # Between blanks there are at least as many words as Asterisk finds.
+    if len(line.split()) > MAX_COMMAND_WORDS and len(_SENT_WORD.findall(line[:-1])) > MAX_COMMAND_WORDS:
+        return f"it has more than {MAX_COMMAND_WORDS} words"
+    return ""
+
+
 @lru_cache(maxsize=64)
 def max_command_bytes(version: str) -> int:
     """Return the longest command line that an Asterisk of this version reads in one piece.
@@ -336,6 +368,7 @@ class AgiConnection:
         "_buffer",
         "_eof",
         "_limits",
+        "_raw",
         "_scanned",
         "_speech",
         "_usage",
@@ -349,6 +382,7 @@ class AgiConnection:
         self.stray_lines = 0
         self._limits = limits
         self._buffer = b""
+        self._raw: bytes | None = None
         self._scanned = 0
         self._eof = False
         self._usage: bytearray | None = None
@@ -369,6 +403,35 @@ class AgiConnection:
             self._buffer += data
         else:
             self._buffer = data
+        if self._raw is not None:
+            self._raw += data
+
+    def keep_raw(self) -> None:
+        """From now on keep the bytes of events for :meth:`take_raw`; if they are kept already, go on.
+
+        Raises:
+            LocalProtocolError: It is not our turn: of a reply that has begun some bytes are gone.
+        """
+        if self.state is not _IDLE:
+            raise LocalProtocolError(f"raw bytes can be kept from our turn on only: {self.state.value}")
+        if self._raw is None:
+            self._raw = self._buffer
+
+    def take_raw(self) -> bytes:
+        """Return the bytes of all events since the last time as they came, with all between them.
+
+        Raises:
+            LocalProtocolError: They are not kept.
+        """
+        if self._raw is None:
+            raise LocalProtocolError("raw bytes are not kept: keep_raw() comes first")
+        end = len(self._raw) - len(self._buffer)
+        taken, self._raw = self._raw[:end], self._buffer
+        return taken
+
+    def drop_raw(self) -> None:
+        """Keep raw bytes no more."""
+        self._raw = None
 
     def send_command(self, line: bytes) -> bytes:
         """Tell the machine that this line goes out now.
@@ -384,7 +447,10 @@ class AgiConnection:
         if not line or line.find(b"\n") != len(line) - 1:
             raise LocalProtocolError("a command is exactly one line")
         self.state = _WAITING
-        self._speech = line[: len(_SPEECH_COMMAND)].upper() == _SPEECH_COMMAND
+        if self._raw is None:
+            self._speech = line[: len(_SPEECH_COMMAND)].upper() == _SPEECH_COMMAND
+        else:
+            self._speech = _SPEECH_LINE.match(line) is not None
         return line
 
     def next_event(self) -> Event | Literal[NeedData.NEED_DATA]:
@@ -411,6 +477,8 @@ class AgiConnection:
             return _CLOSED_EVENT
         if len(self._buffer) > MAX_REPLY_BYTES:
             raise self._failed(f"a reply of more than {MAX_REPLY_BYTES} bytes")
+        if self._raw is not None and len(self._raw) > _MAX_RAW_BYTES:
+            raise self._failed(f"more than {_MAX_RAW_BYTES} bytes around a reply")
         return NEED_DATA
 
     def _common_reply(self) -> Reply | None:
@@ -598,6 +666,37 @@ class AgiConnection:
             raise self._failed("a reply whose value does not end")
         self._scanned = len(self._buffer)
         return None
+
+
+def parse_reply(line: bytes, raw: bytes) -> Reply | None:
+    """Find the reply in raw bytes that :meth:`AgiConnection.take_raw` gave.
+
+    Args:
+        line: The command.
+        raw: All that was said up to the reply to it, and perhaps HANGUP behind.
+
+    Returns:
+        The reply; None if lines in front of it that answer nothing make it impossible to tell.
+    """
+    agi = AgiConnection()
+    agi.state = _IDLE
+    agi._value_seen = True  # The tail of an earlier value may stand in front.
+    agi.keep_raw()
+    agi.send_command(line)
+    agi.receive_data(raw)
+    try:
+        events = _events_of(agi)
+        reply = next((event for event in events if isinstance(event, Reply)), None)
+        stray_lines = agi.stray_lines
+        whole = all(isinstance(event, Hangup) for event in events)
+    except RemoteProtocolError:
+        return None
+    return reply if whole and agi.stray_lines == stray_lines else None
+
+
+def _events_of(agi: AgiConnection) -> Iterator[Event]:
+    while not isinstance(event := agi.next_event(), NeedData | ConnectionClosed):
+        yield event
 
 
 def _text(data: bytes) -> str:

@@ -20,19 +20,19 @@ import logging
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 from time import monotonic, sleep, time
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastagi_pool.call import Dialogue
 from fastagi_pool.errors import AGICallFinished, CallEnded
 from fastagi_pool.logs import LOGGER_NAME
-from fastagi_pool.protocol import Reply, Request
+from fastagi_pool.protocol import Reply, Request, parse_reply
 from fastagi_pool.routes import Route
 
 #: The folder of orders and recordings, below the runtime folder.
@@ -72,8 +72,10 @@ _DIGIT_COMMANDS: Final = (
 _SPEECH_COMMAND: Final = "SPEECH RECOGNIZE"
 _SPEECH_DIGIT = re.compile(r"(?<=digit=)\S")
 #: Applications that put what is dialled into a variable, and the commands that read one.
-_ASKING = re.compile(r'EXEC "?READ(?:EXTEN)?"? "?(\w+)', re.IGNORECASE)
+_ASKING = re.compile(r"EXEC READ(?:EXTEN)? (\w+)", re.IGNORECASE)
 _READING: Final = ("GET VARIABLE ", "GET FULL VARIABLE ")
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +189,7 @@ class DigitMask:
 
     def answer(self, command: str, reply: Reply) -> str:
         """Write an answer without the digits in it, and remember them."""
+        command = _plain(command)
         name = command.upper()
         if name.startswith(_DIGITS_COMMAND) and reply.result != "-1":
             self._dialled += reply.result
@@ -198,6 +201,11 @@ class DigitMask:
             self._dialled += pressed[0]
             return written(reply._replace(text=_SPEECH_DIGIT.sub(MASKED_DIGIT, reply.text)))
         return self._other_answer(command, reply)
+
+    def unclear_answer(self, text: str) -> str:
+        """Hide every digit of an answer that cannot be told from what stands around it, and remember them."""
+        self._dialled += "".join(_DIGITS.findall(text))
+        return _DIGITS.sub(lambda run: MASKED_DIGIT * len(run[0]), text)
 
     def text(self, text: str) -> str:
         """Hide in any text what was dialled before."""
@@ -220,6 +228,11 @@ class DigitMask:
         windows = (run[start : start + _TELLING] for start in range(max(1, len(run) - _TELLING + 1)))
         tells = any(window in self._dialled for window in windows)
         return MASKED_DIGIT * len(run) if tells else run
+
+
+def _plain(command: str) -> str:
+    """Write a command in one way: others than handlers quote and part its words as they like."""
+    return " ".join(re.sub(r'["\\]', "", command).split())
 
 
 def _words(command: str) -> list[str]:
@@ -279,21 +292,51 @@ class RecordedDialogue:
 
     def execute(self, line: bytes) -> Reply:
         """Send one line, wait for its reply, and note both."""
+        return self._carry(line, self._dialogue.execute, self._shown)
+
+    def exchange(self, line: bytes) -> bytes:
+        """Send one line, wait for its reply, and note both; return the reply as it came."""
+        return self._carry(line, self._dialogue.exchange, self._shown_raw)
+
+    def listen(self, on_unasked: Callable[[bytes], None]) -> None:
+        """Listen as the dialogue does, and note a hangup."""
+
+        def note_and_tell(data: bytes) -> None:
+            # While a command runs its answer is noted first, and the hangup behind it.
+            if data:
+                self._note_hangup()
+            on_unasked(data)
+
+        self._dialogue.listen(note_and_tell)
+
+    def _carry(
+        self, line: bytes, send: Callable[[bytes], _Answer], shown: Callable[[str, _Answer], str]
+    ) -> _Answer:
         if self.too_long:
-            return self._dialogue.execute(line)
+            return send(line)
         command = line.decode("utf-8", "surrogateescape").rstrip("\n")
         self._note("S", self._mask.text(command) if self._mask else command)
         try:
-            reply = self._dialogue.execute(line)
+            answer = send(line)
         except AGICallFinished:
             del self.turns[-1:]  # It was never sent.
             raise
         except CallEnded:
             self._note_hangup()
             raise
-        self._note("A", self._mask.answer(command, reply) if self._mask else written(reply))
+        self._note("A", shown(command, answer))
         self._note_hangup()
-        return reply
+        return answer
+
+    def _shown(self, command: str, reply: Reply) -> str:
+        return self._mask.answer(command, reply) if self._mask else written(reply)
+
+    def _shown_raw(self, command: str, raw: bytes) -> str:
+        reply = parse_reply(f"{command}\n".encode("utf-8", "surrogateescape"), raw)
+        if reply is not None:
+            return self._shown(command, reply)
+        text = raw.decode("utf-8", "surrogateescape").rstrip("\n")
+        return self._mask.unclear_answer(text) if self._mask else text
 
     def await_hangup(self) -> None:
         """Wait as the dialogue does."""

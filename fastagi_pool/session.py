@@ -9,6 +9,8 @@ Laws:
     * A whole command line goes out before anything else happens to the socket.
     * Closing is a success to the dialplan. Only :meth:`Session.fail` is not.
     * A handler may outlive its connection (:meth:`Session.finish`); its own time goes on.
+    * Between commands nobody reads, unless somebody listens (:meth:`Session.listen`): for whom else speaks in
+      the handler's place, and has to hear of a hangup when it comes. Never do two read at a time.
 
 Source: asterisk res/res_agi.c, run_agi(): the line "failure"; the endings of sessions were recorded
 from Asterisk 16 and 22.
@@ -49,6 +51,7 @@ from fastagi_pool.protocol import (
     NeedData,
     Reply,
     Request,
+    State,
 )
 
 #: Room for an environment in one piece; larger ones come in several.
@@ -59,6 +62,8 @@ HANGUP_GRACE_S: Final = 0.1
 CLOSING_S: Final = 2.0
 #: How often a handler that does not let go of an ended call is interrupted again.
 _INSIST_S: Final = 1.0
+#: How Asterisk says that the caller hung up.
+_HANGUP_LINE: Final = b"HANGUP\n"
 #: A limit that is off. Compared with monotonic times only.
 _NEVER: Final = float("inf")
 
@@ -81,6 +86,10 @@ class SessionLimits:
     header_s: float = 10.0
     idle_s: float = 14400.0
     script_s: float = 60.0
+
+
+def _to_nobody(data: bytes) -> None:
+    """Hear a hangup of which nobody wants to be told."""
 
 
 class Session:
@@ -107,6 +116,7 @@ class Session:
         "_limit",
         "_limits",
         "_mark_s",
+        "_on_unasked",
         "_over",
         "_raise_hangup",
         "_reader",
@@ -148,6 +158,7 @@ class Session:
         self._limits = limits
         self._idle_limit_s = self._script_limit_s = _NEVER
         self._over: CallEnded | None = None
+        self._on_unasked: Callable[[bytes], None] | None = None
         self._hangup_told = False
         self._raise_hangup = True
         self._unsent = b""
@@ -204,7 +215,7 @@ class Session:
         self._arm_script()
 
     def execute(self, line: bytes) -> Reply:
-        """Send one command line and wait for its reply.
+        """Send one command line and wait for its reply. Whoever listened does so no more.
 
         Raises:
             CallHangup: The caller hung up, now or since the last command; raised once, after the
@@ -214,6 +225,14 @@ class Session:
             CallOutOfStep: The answer is not AGI.
             AGICallFinished: The handler gave the call back before.
         """
+        if self._on_unasked is not None:
+            self._stop_listening()
+        reply = self._converse(line)
+        if self.hung_up and not self._hangup_told:
+            self._tell_hangup()
+        return reply
+
+    def _converse(self, line: bytes) -> Reply:
         now_s = monotonic()
         self.script_s += now_s - self._mark_s
         self._mark_s = now_s
@@ -240,8 +259,6 @@ class Session:
         self._arm_script()
         if not isinstance(event, Reply):
             raise self._gone("Asterisk closed the connection")
-        if self.hung_up and not self._hangup_told:
-            self._tell_hangup()
         return event
 
     def _asterisk_is_done(self) -> None:
@@ -260,13 +277,15 @@ class Session:
         raise AGICallFinished("the call was given back by finish()", command)
 
     def await_hangup(self) -> None:
-        """Give a HANGUP that follows a -1 the time to arrive.
+        """Give a HANGUP that follows a -1 the time to arrive. Whoever listened does so no more.
 
         Raises:
             CallHangup: It came, no one was told yet, and hangups are raised.
             CallPeerGone: Asterisk closed instead.
             CallOutOfStep: Something else came.
         """
+        if self._on_unasked is not None:
+            self._stop_listening()
         if not self.hung_up:
             event = self._next_reply()
             if event is NEED_DATA:
@@ -288,6 +307,7 @@ class Session:
         Raises:
             CallEnded: The call was interrupted, whatever the handler made of it.
         """
+        self._stop_listening()
         now_s = monotonic()
         self.script_s += now_s - self._mark_s
         self._mark_s = now_s
@@ -298,6 +318,105 @@ class Session:
         self._hangup_told = True
         if self._raise_hangup:
             raise CallHangup("the caller hung up")
+
+    # --- a conversation that others hold
+
+    def exchange(self, line: bytes) -> bytes:
+        """Send one command line and wait for its reply; never raises CallHangup: see :meth:`listen`.
+
+        Returns:
+            All that was said since the last reply, as it came: the reply at its end, or HANGUP behind it.
+
+        Raises:
+            CallTimeout: Asterisk did not answer in time, or the handler's time is over.
+            CallPeerGone: Asterisk closed the connection.
+            CallOutOfStep: The answer is not AGI.
+            AGICallFinished: The handler gave the call back before.
+        """
+        if self._on_unasked is None:
+            self.listen(_to_nobody)
+        if self._on_unasked is not None:
+            self._reader.stop()
+        self._converse(line)
+        # What came in one piece with the reply is handed over with it, in its order.
+        if self._hears_hangup():
+            self._notice_hangup(b"")
+        raw = self._agi.take_raw()
+        self._reader.start(self._on_readable)
+        return raw
+
+    def listen(self, on_unasked: Callable[[bytes], None]) -> None:
+        """Tell of HANGUP whenever it comes, and interrupt the handler if Asterisk closes between commands.
+
+        It lasts until another one listens, the handler commands by itself, or the call ends. Of a hangup that
+        is known already it is told at once. On a call that is over nothing happens.
+
+        Args:
+            on_unasked: Called with the bytes; while a command runs with none, as these come with its reply.
+                In gevent's hub, or in this call: it must neither wait nor raise.
+
+        Raises:
+            CallOutOfStep: What has come behind the last reply is no AGI.
+        """
+        if self._fd < 0 or self._over is not None:
+            return
+        self._reader.stop()
+        self._agi.keep_raw()
+        self._on_unasked = on_unasked
+        if self.hung_up:
+            on_unasked(_HANGUP_LINE)
+        self._hear_unasked()
+        self._reader.start(self._on_readable)
+
+    def _on_readable(self) -> None:
+        """Read what Asterisk says unasked. In the hub: nothing here may wait or raise."""
+        if self._on_unasked is None or self._over is not None:
+            self._reader.stop()
+            return
+        try:
+            # Not _receive(), which would wait.
+            self._agi.receive_data(os.read(self._fd, _RECEIVE_BYTES))
+            self._hear_unasked()
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._break_off(self._gone(f"the connection broke: {error}"))
+        except CallEnded as ended:
+            self._break_off(ended)
+
+    def _hear_unasked(self) -> None:
+        """Tell of a HANGUP that was read while no command runs.
+
+        Raises:
+            CallPeerGone, CallOutOfStep: Something else came.
+        """
+        if self._hears_hangup():
+            self._notice_hangup(self._agi.take_raw())
+        if self._agi.state is State.CLOSED:
+            raise self._gone("Asterisk closed the connection")
+
+    def _hears_hangup(self) -> bool:
+        """Take what was read behind the last reply; True if HANGUP was among it."""
+        heard = False
+        while isinstance(self._next_reply(), Hangup):
+            heard = True
+        return heard
+
+    def _notice_hangup(self, raw: bytes) -> None:
+        known, self.hung_up = self.hung_up, True
+        if self._on_unasked is not None and (raw or not known):
+            self._on_unasked(raw)
+
+    def _break_off(self, why: CallEnded) -> None:
+        self._reader.stop()
+        self._interrupt(monotonic(), why)
+
+    def _stop_listening(self) -> None:
+        if self._on_unasked is not None:
+            self._on_unasked = None
+            self._agi.drop_raw()
+            if self._fd >= 0:
+                self._reader.stop()
 
     # --- the end
 
@@ -325,6 +444,7 @@ class Session:
         Args:
             last_words: Whole lines, of which the last is the failure line.
         """
+        self._stop_listening()
         if self._fd < 0:
             return
         self._arm("closing", monotonic(), CLOSING_S)
@@ -342,6 +462,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of the connection; may be called twice."""
+        self._stop_listening()
         if self._fd >= 0:
             self.deadline_s = _NEVER
             self._reader.stop()
@@ -392,7 +513,7 @@ class Session:
                 self._hub.wait(self._reader)
                 self._receive()
             elif isinstance(event, Hangup):
-                self.hung_up = True
+                self._notice_hangup(b"")
             else:
                 return event
             event = next_event()

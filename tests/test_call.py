@@ -18,8 +18,10 @@ from fastagi_pool.errors import (
     AGIInvalidCommand,
     AGIUsageError,
     CallHangup,
+    ToldFailure,
 )
 from fastagi_pool.protocol import MAX_COMMAND_BYTES, Reply, Request
+from fastagi_pool.recording import written
 from fastagi_pool.results import (
     ChannelState,
     Digits,
@@ -57,6 +59,7 @@ class ScriptedDialogue:
         self.hung_up = False
         self.hangups_awaited = 0
         self.finishes = 0
+        self.listener: Callable[[bytes], None] | None = None
 
     def execute(self, line: bytes) -> Reply:
         """Compare the line with the script and answer it."""
@@ -75,6 +78,14 @@ class ScriptedDialogue:
     def finish(self) -> None:
         """Count."""
         self.finishes += 1
+
+    def exchange(self, line: bytes) -> bytes:
+        """Compare the line with the script and answer it as Asterisk does."""
+        return f"{written(self.execute(line))}\n".encode()
+
+    def listen(self, on_unasked: Callable[[bytes], None]) -> None:
+        """Keep who listens."""
+        self.listener = on_unasked
 
     @property
     def is_played(self) -> bool:
@@ -477,7 +488,7 @@ def test_a_method(use: Use, line: str, reply: Reply, result: object) -> None:
 def test_every_method_is_tested() -> None:
     """A method that sends a command has a line in the table."""
     public = {name for name, item in vars(Call).items() if callable(item) and not name.startswith("_")}
-    assert public - {"finish"} == {entry[0].split()[0] for entry in METHODS}
+    assert public - {"finish", "relay"} == {entry[0].split()[0] for entry in METHODS}
 
 
 @pytest.mark.parametrize(("use", "line"), [entry[1:] for entry in FAILING], ids=names(FAILING))
@@ -720,6 +731,92 @@ def test_cleaning_mends_arguments_only(use: Use) -> None:
     with pytest.raises(AGICommandRefused):
         use(held)
     assert held.refused == 1
+
+
+class Speaker:
+    """A far end that says what it is told to, and keeps what it hears."""
+
+    def __init__(self, *lines: bytes) -> None:
+        self._lines = list(lines)
+        self.answers: list[bytes] = []
+        self.unasked: list[bytes] = []
+
+    def next_line(self) -> bytes:
+        """Say the next line; nothing at the end."""
+        # Whoever asks for a line has given the answer to the one before.
+        return self._lines.pop(0) if self._lines else b""
+
+    def answer(self, reply: bytes) -> None:
+        """Keep it."""
+        self.answers.append(reply)
+
+    def on_unasked(self, data: bytes) -> None:
+        """Keep it."""
+        self.unasked.append(data)
+
+
+def test_a_relay_carries_lines_and_replies() -> None:
+    """Lines go out as they were said, in order, and each reply comes back as Asterisk gave it."""
+    dialogue = ScriptedDialogue(
+        ("ANSWER\r", OK), ("", Reply(510, text="Invalid")), ('GET VARIABLE "X', Reply(200, "1", "a b"))
+    )
+    far_end = Speaker(b"ANSWER\r\n", b"\n", b'GET VARIABLE "X\n')
+    made = call(dialogue)
+    made.relay(far_end)
+    assert dialogue.is_played
+    assert far_end.answers == [b"200 result=0\n", b"510 Invalid\n", b"200 result=1 (a b)\n"]
+    assert made.refused == 0
+
+
+def test_a_relay_listens() -> None:
+    """The far end hears of a hangup from before its first line on."""
+    dialogue = ScriptedDialogue()
+    far_end = Speaker()
+    call(dialogue).relay(far_end)
+    assert dialogue.listener is not None
+    dialogue.listener(b"HANGUP\n")
+    assert far_end.unasked == [b"HANGUP\n"]
+
+
+@pytest.mark.parametrize("line", [b"failure\n", b"FAILURE\n", b"Failures of all kinds\n", b"failure"])
+def test_a_relay_tells_of_a_failure(line: bytes) -> None:
+    """The line that ends the session is raised, as it was said, and neither sent nor refused."""
+    far_end = Speaker(b"NOOP\n", line, b"NOOP\n")
+    made = call(ScriptedDialogue(("NOOP", OK)))
+    with pytest.raises(ToldFailure) as caught:
+        made.relay(far_end)
+    assert (caught.value.line, caught.value.said_all) == (line, False)
+    assert (far_end.answers, made.refused) == ([b"200 result=0\n"], 0)
+
+
+def test_a_relay_passes_a_failure_that_is_none() -> None:
+    """As for Asterisk, the word ends a session only where it begins the line."""
+    dialogue = ScriptedDialogue((" failure", OK), ("NOOP failure", OK))
+    call(dialogue).relay(Speaker(b" failure\n", b"NOOP failure\n"))
+    assert dialogue.is_played
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"NOOP \0\n", b"x" * MAX_COMMAND_BYTES + b"\n", b"x " * 128 + b"\n", b"NOOP"],
+    ids=["NUL", "long", "words", "half"],
+)
+def test_a_relay_holds_back_what_would_harm(line: bytes) -> None:
+    """A harmful line is answered here, so that the far end stays in step, and is counted."""
+    dialogue = ScriptedDialogue(("NOOP", OK))
+    far_end = Speaker(line, b"NOOP\n")
+    made = call(dialogue)
+    made.relay(far_end)
+    assert far_end.answers == [b"510 Invalid or unknown command\n", b"200 result=0\n"]
+    assert made.refused == 1
+
+
+def test_a_relay_knows_its_asterisk() -> None:
+    """How long a line may be is what this call's Asterisk reads."""
+    text = "x" * MAX_COMMAND_BYTES
+    dialogue = ScriptedDialogue((text, OK))
+    Call(Request({}), dialogue, max_command_bytes=MAX_COMMAND_BYTES + 1).relay(Speaker(f"{text}\n".encode()))
+    assert dialogue.is_played
 
 
 def test_finish_gives_the_call_back() -> None:

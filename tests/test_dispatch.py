@@ -31,6 +31,12 @@ from fastagi_pool.errors import (
     CallStopped,
     CallTimeout,
     DatabaseUnavailable,
+    LimitExceeded,
+    Overloaded,
+    ScriptFailed,
+    ScriptNotFound,
+    ToldFailure,
+    UpstreamUnavailable,
 )
 from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, current_call
 from fastagi_pool.routes import Route, RouteKind, RouteTable
@@ -263,6 +269,15 @@ def miss_the_database(call: Call, context: Context) -> None:
     raise DatabaseUnavailable("main", "connection refused")
 
 
+def failing(error: Exception) -> Handler:
+    """Make a handler that ends like this."""
+
+    def fail(call: Call, context: Context) -> None:
+        raise error
+
+    return fail
+
+
 NOOP = b"NOOP\n"
 FAILURE = b"failure\n"
 
@@ -363,6 +378,25 @@ DEAD = b"511 Command Not Permitted on a dead channel or intercept routine\n"
             told("DBDOWN", '"DatabaseUnavailable: database main is not available: connection refused"'),
             WARNED,
         ),
+        (failing(Overloaded("full")), (), "overload", told("OVERLOAD", '"Overloaded: full"'), WARNED),
+        (failing(ScriptNotFound("x")), (), "notfound", told("NOTFOUND", '"ScriptNotFound: x"'), WARNED),
+        (failing(ScriptFailed("x")), (), "exit", told("EXIT", '"ScriptFailed: x"'), WARNED),
+        (failing(LimitExceeded("x")), (), "limit", told("LIMIT", '"LimitExceeded: x"'), WARNED),
+        (
+            failing(UpstreamUnavailable("x")),
+            (),
+            "upstream",
+            told("UPSTREAM", '"UpstreamUnavailable: x"'),
+            WARNED,
+        ),
+        (
+            failing(ToldFailure(b"FAILURE x\n")),
+            (),
+            "failure",
+            told("FAILURE", '"ToldFailure: it said FAILURE x"'),
+            WARNED,
+        ),
+        (failing(ToldFailure(b"failure\n", said_all=True)), (), "failure", [FAILURE], WARNED),
     ],
 )
 def test_how_calls_end(
@@ -551,6 +585,14 @@ def test_an_h_extension_is_sent_nowhere(tmp_path: Path) -> None:
     house = House(tmp_path / "access.log", route={"on_error": SORRY})
     begin = environment("hello").replace(b"\n\n", b"\nagi_extension: h\n\n")
     assert house.call(crash, begin=begin).heard == BUG
+
+
+def test_a_failure_that_was_told_whole(tmp_path: Path) -> None:
+    """Where the dialplan knows everything already it gets the failure's line as it was said, and no order."""
+    house = House(tmp_path / "access.log", route={"on_error": SORRY})
+    ending = house.call(failing(ToldFailure(b"FAILURE of theirs\n", said_all=True)))
+    assert ending == Ending(True, [b"FAILURE of theirs\n"])
+    assert house.outcomes == ["failure"]
 
 
 def test_the_whole_reason_is_one_piece(tmp_path: Path) -> None:

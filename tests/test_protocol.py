@@ -5,15 +5,16 @@ from __future__ import annotations
 import pickle
 import re
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from corpus.transcripts import Connection, Speaker, load_connections
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from fastagi_pool.errors import AGICommandRefused, LocalProtocolError, RemoteProtocolError
+from fastagi_pool.errors import AGICommandRefused, LocalProtocolError, ProtocolError, RemoteProtocolError
 from fastagi_pool.protocol import (
     MAX_COMMAND_BYTES,
     MAX_COMMAND_BYTES_NEW,
@@ -32,7 +33,9 @@ from fastagi_pool.protocol import (
     clean,
     encode_command,
     join_arguments,
+    line_fault,
     max_command_bytes,
+    parse_reply,
     quote,
     stays_whole,
 )
@@ -956,3 +959,221 @@ def test_events_are_values() -> None:
     assert replace(HeaderLimits(), arguments=1) != HeaderLimits()
     with pytest.raises(AttributeError):
         Reply(200).code = 510  # type: ignore[misc]
+
+
+# ---- lines that others wrote
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"\n",
+        b"ANSWER\r\n",
+        b'NOOP "open\n',
+        b"NOOP back\\\n",
+        b"NOOP \xff\xfe\n",
+        b"x" * (MAX_COMMAND_BYTES - 1) + b"\n",
+        b"x " * MAX_COMMAND_WORDS + b"\n",
+        b'VERBOSE "' + b"x " * 500 + b'" 1\n',
+        b"NOOP " + b"\\ " * 500 + b"\n",
+        b'NOOP "' + b'\\" ' * 300 + b"\n",
+    ],
+)
+def test_a_line_that_may_be_sent(line: bytes) -> None:
+    """What Asterisk only does not understand, or takes for few words, passes."""
+    assert line_fault(line) == ""
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (b"", "one whole line"),
+        (b"NOOP", "one whole line"),
+        (b"NOOP\nNOOP\n", "one whole line"),
+        (b"NOOP\nNOOP", "one whole line"),
+        (b"NOOP \0\n", "NUL"),
+        (b"x" * MAX_COMMAND_BYTES + b"\n", f"longer than {MAX_COMMAND_BYTES} bytes"),
+        (b"x " * (MAX_COMMAND_WORDS + 1) + b"\n", f"more than {MAX_COMMAND_WORDS} words"),
+        (b'"" ' * (MAX_COMMAND_WORDS + 1) + b"\n", f"more than {MAX_COMMAND_WORDS} words"),
+        (b'"a b"\t' * (MAX_COMMAND_WORDS + 1) + b"\n", f"more than {MAX_COMMAND_WORDS} words"),
+    ],
+)
+def test_a_line_that_must_not_be_sent(line: bytes, fault: str) -> None:
+    """What would harm Asterisk is told, and why."""
+    assert fault in line_fault(line)
+
+
+def test_a_longer_line_for_a_newer_asterisk() -> None:
+    """The length is that of the Asterisk which is asked."""
+    line = b"x" * MAX_COMMAND_BYTES + b"\n"
+    assert line_fault(line, MAX_COMMAND_BYTES_NEW) == ""
+
+
+@given(st.lists(st.text(st.sampled_from('ab "\\\t'), max_size=4), max_size=200))
+def test_words_are_counted_as_asterisk_does(pieces: list[str]) -> None:
+    """Whether there are too many words is what Asterisk's own way of reading says, in any quotes."""
+    text = " ".join(pieces)
+    found = [fault for fault in [line_fault(f"{text}\n".encode(), 10**6)] if fault]
+    words = len(split_words(text))
+    # A lone backslash at the very end is a word for us, none for Asterisk.
+    assert bool(found) is (words > MAX_COMMAND_WORDS) or (text.endswith("\\") and words == MAX_COMMAND_WORDS)
+
+
+@pytest.mark.parametrize("words", [MAX_COMMAND_WORDS, MAX_COMMAND_WORDS + 1])
+def test_both_guards_agree(words: int) -> None:
+    """What the encoder lets out, and what it refuses, is judged alike when somebody else wrote it."""
+    arguments = ("a b",) * (words - 1)
+    line = " ".join(["NOOP", *map(quote, arguments)]).encode() + b"\n"
+    refused = bool(line_fault(line))
+    assert refused is (words > MAX_COMMAND_WORDS)
+    if refused:
+        with pytest.raises(AGICommandRefused):
+            encode_command("NOOP", arguments)
+    else:
+        assert encode_command("NOOP", arguments) == line
+
+
+# ---- raw bytes
+
+#: What Asterisk may say after a command, with the events in it: HANGUP around and within.
+RAW_DIALOGUES = [
+    b"200 result=0\n",
+    b"HANGUP\n200 result=0\n",
+    b"200 result=0\nHANGUP\n",
+    b"100 result=0 Trying...\nHANGUP\n200 result=0 Gosub complete\nHANGUP\nHANGUP\n",
+    b"200 result=1 (two\nlines)\n",
+    b"520-Invalid\nHANGUP\n usage\n520 End of proper usage.\n",
+    b"511 Command Not Permitted on a dead channel\n",
+]
+
+
+@pytest.mark.parametrize("said", RAW_DIALOGUES)
+@pytest.mark.parametrize("cut", [lambda data: [data], single_bytes], ids=["whole", "bytes"])
+def test_raw_bytes_are_all_that_came(said: bytes, cut: Callable[[bytes], list[bytes]]) -> None:
+    """What is taken after each event, put together, is what was said, and nothing is left."""
+    agi = idle()
+    agi.keep_raw()
+    for _ in range(2):
+        agi.send_command(b"NOOP\n")
+        taken = []
+        for piece in cut(said):
+            agi.receive_data(piece)
+            while agi.next_event() is not NEED_DATA:
+                taken.append(agi.take_raw())
+        assert all(taken)
+        assert b"".join(taken) == said
+        assert agi.take_raw() == b""
+
+
+def test_raw_bytes_belong_to_their_events() -> None:
+    """What is behind an event stays for the next one, and a line that was passed over goes with the next."""
+    agi = idle()
+    agi.keep_raw()
+    agi.send_command(b"GET VARIABLE X\n")
+    assert len(feed(agi, [b"200 result=1 (a)\n"])) == 1
+    assert agi.take_raw() == b"200 result=1 (a)\n"
+    assert feed(agi, [b"tail)\nHANG"]) == []
+    agi.send_command(b"NOOP\n")
+    agi.receive_data(b"UP\n200 result=0\n200")
+    assert agi.next_event() == HANGUP
+    assert agi.take_raw() == b"tail)\nHANGUP\n"
+    assert agi.next_event() == Reply(200, "0")
+    assert agi.take_raw() == b"200 result=0\n"
+
+
+def test_raw_bytes_begin_with_what_is_unread() -> None:
+    """A HANGUP right behind the environment is not lost to who keeps raw bytes from then on."""
+    agi = AgiConnection()
+    agi.receive_data(HEADER + b"HANGUP\n")
+    agi.next_event()
+    agi.keep_raw()
+    agi.keep_raw()
+    assert agi.next_event() == HANGUP
+    assert agi.take_raw() == b"HANGUP\n"
+
+
+def test_raw_bytes_in_their_time() -> None:
+    """They are kept from our turn on, and cannot be taken before or after."""
+    with pytest.raises(LocalProtocolError, match="our turn"):
+        waiting().keep_raw()
+    agi = idle()
+    with pytest.raises(LocalProtocolError, match="not kept"):
+        agi.take_raw()
+    agi.keep_raw()
+    agi.drop_raw()
+    with pytest.raises(LocalProtocolError, match="not kept"):
+        agi.take_raw()
+
+
+def test_raw_bytes_that_nobody_takes_have_an_end() -> None:
+    """A peer that never comes to the reply is refused before memory is gone."""
+    agi = idle()
+    agi.keep_raw()
+    agi.send_command(b"NOOP\n")
+    with pytest.raises(RemoteProtocolError, match="around a reply"):
+        feed(agi, [b"100 trying\n" * 1000] * 1000)
+
+
+@pytest.mark.parametrize("connection", load_connections(), ids=lambda connection: connection.name)
+def test_raw_bytes_of_real_dialogues(connection: Connection) -> None:
+    """Of everything that real Asterisks said, byte by byte, no raw byte is lost or comes twice."""
+    agi = AgiConnection()
+    taken = said = b""
+    keeping = False
+    try:
+        for chunk in connection.chunks:
+            if chunk.speaker is Speaker.SERVER:
+                agi.send_command(chunk.data)
+                continue
+            for piece in single_bytes(chunk.data):
+                agi.receive_data(piece)
+                said += piece if keeping else b""
+                while agi.next_event() is not NEED_DATA:
+                    if keeping:
+                        taken += agi.take_raw()
+                    else:
+                        agi.keep_raw()
+                        keeping = True
+    except ProtocolError:
+        assert said.startswith(taken)
+    else:
+        assert keeping
+        assert taken == said
+
+
+@pytest.mark.parametrize("said", RAW_DIALOGUES)
+def test_a_reply_is_found_in_its_raw_bytes(said: bytes) -> None:
+    """Read again, raw bytes give the reply that was read first, whatever stands around it."""
+    agi = waiting()
+    [first] = [event for event in feed(agi, [said]) if isinstance(event, Reply)]
+    assert parse_reply(b"NOOP\n", said) == first
+    assert parse_reply(b"NOOP\n", b"tail of a value)\n" + said) == first
+
+
+@pytest.mark.parametrize("command", [b"SPEECH RECOGNIZE x 1\n", b' "speech"  recognize x 1\n'])
+def test_a_speech_reply_is_read_as_one(command: bytes) -> None:
+    """Quoted text may hold parentheses, however the command was written."""
+    said = b'200 result=1 (speech) endpos=5 results=1 score0=9 text0="a (b" grammar0=g\n'
+    agi = idle()
+    agi.keep_raw()
+    agi.send_command(command)
+    [reply] = feed(agi, [said])
+    assert isinstance(reply, Reply)
+    assert (reply.value, reply.endpos) == ("speech", 5)
+    assert parse_reply(command, said) == reply
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        b"HANGUP\n",
+        b"200 result=0",
+        b"200 nothing\n200 result=0\n",
+        b"200 result=5\n200 result=1234\n",
+        b"200 result=1 (forged)\n510 Invalid\n",
+    ],
+)
+def test_no_reply_is_guessed(raw: bytes) -> None:
+    """Where the tail of a value looks like a reply itself, nobody can say which one it was."""
+    assert parse_reply(b"NOOP\n", raw) is None

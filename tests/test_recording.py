@@ -7,7 +7,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -62,11 +62,11 @@ def transcript(*turns: tuple[str, str], **fields: object) -> Transcript:
 class Scripted:
     """A dialogue whose answers, and ends, are known beforehand."""
 
-    def __init__(self, *answers: Reply | BaseException, hangup_at: int = -1) -> None:
+    def __init__(self, *answers: Reply | bytes | BaseException, hangup_at: int = -1) -> None:
         """Learn them.
 
         Args:
-            answers: One for each command; what is an exception is raised.
+            answers: One for each command; what is an exception is raised. Bytes are for exchange() alone.
             hangup_at: The number of the command with which HANGUP comes.
         """
         self._answers = list(answers)
@@ -74,6 +74,7 @@ class Scripted:
         self.sent: list[bytes] = []
         self.hung_up = False
         self.finished = False
+        self.listener: Callable[[bytes], None] | None = None
 
     def execute(self, line: bytes) -> Reply:
         """Answer."""
@@ -82,6 +83,7 @@ class Scripted:
         found = self._answers.pop(0)
         if isinstance(found, BaseException):
             raise found
+        assert isinstance(found, Reply)
         return found
 
     def await_hangup(self) -> None:
@@ -92,6 +94,27 @@ class Scripted:
     def finish(self) -> None:
         """Note it."""
         self.finished = True
+
+    def exchange(self, line: bytes) -> bytes:
+        """Answer as Asterisk does, or with the bytes of the raw answer."""
+        before = b"HANGUP\n" if len(self.sent) == self._hangup_at else b""
+        if before and self.listener is not None:
+            self.hung_up = True
+            self.listener(b"")
+        if isinstance(raw := self._answers[0], bytes):
+            self._answers[0] = OK
+        reply = self.execute(line)
+        return raw if isinstance(raw, bytes) else before + f"{written(reply)}\n".encode()
+
+    def listen(self, on_unasked: Callable[[bytes], None]) -> None:
+        """Keep who listens."""
+        self.listener = on_unasked
+
+    def hang_up(self) -> None:
+        """Say HANGUP between two commands."""
+        self.hung_up = True
+        assert self.listener is not None
+        self.listener(b"HANGUP\n")
 
 
 def route(name: str = "pin", *, mask_digits: bool = False) -> Route:
@@ -228,6 +251,7 @@ def test_replies_are_written_as_asterisk_does(line: str) -> None:
         ("GET DATA pin 5000 4", Reply(200, "", "timeout"), "200 result= (timeout)"),
         ("GET DATA pin 5000 4", Reply(200, "-1"), "200 result=-1"),
         ("get data pin", Reply(200, "7"), "200 result=*"),
+        (' "GET"  D\\ATA\tpin', Reply(200, "7"), "200 result=*"),
         ("WAIT FOR DIGIT 5000", Reply(200, "49"), "200 result=*"),
         ("WAIT FOR DIGIT 5000", Reply(200, "0"), "200 result=0"),
         ("STREAM FILE pin 12", Reply(200, "50", endpos=800), "200 result=* endpos=800"),
@@ -300,6 +324,7 @@ def test_answers_that_repeat_digits() -> None:
         ("EXEC Read PIN,beep,4", "GET VARIABLE PIN", "9876"),
         ('EXEC Read "PIN,a file,4"', "GET VARIABLE PIN", "9876"),
         ("EXEC ReadExten PIN", "GET FULL VARIABLE ${PIN}", "9876"),
+        ("EXEC  'Read' PIN,beep".replace("'", '"'), " GET  VARIABLE PIN", "9876"),
         ("exec read PIN,beep", "get full variable ${BASE64_ENCODE(${PIN})}", "OTg3Ng"),
     ],
 )
@@ -420,6 +445,81 @@ def test_masked_dialogue() -> None:
     recorded.execute(b'SAY DIGITS 1234 ""\n')
     assert "1234" not in str(recorded.turns)
     assert notes(recorded)[2] == ("S", 'SAY DIGITS **** ""')
+
+
+# ---- a dialogue that others hold
+
+
+def test_exchange_is_noted() -> None:
+    """Lines and answers of somebody else are noted like a handler's, and carried as they are."""
+    said = b"100 result=0 Trying...\n200 result=0 Gosub complete\n"
+    dialogue = Scripted(OK, said, b"200 result=1 (a\nb)\nHANGUP\n")
+    recorded = RecordedDialogue(dialogue, None)
+    assert recorded.exchange(b"ANSWER\r\n") == b"200 result=0\n"
+    assert recorded.exchange(b"GOSUB \xe9 s 1\n") == said
+    assert recorded.exchange(b"\n") == b"200 result=1 (a\nb)\nHANGUP\n"
+    assert dialogue.sent == [b"ANSWER\r\n", b"GOSUB \xe9 s 1\n", b"\n"]
+    assert notes(recorded) == [
+        ("S", "ANSWER\r"),
+        ("A", "200 result=0"),
+        ("S", "GOSUB \udce9 s 1"),
+        ("A", "200 result=0 Gosub complete"),
+        ("S", ""),
+        ("A", "200 result=1 (a\nb)"),
+    ]
+
+
+@pytest.mark.parametrize("hangup_at", [-1, 1], ids=["between", "in a command"])
+def test_hangup_that_is_heard_is_noted_once(hangup_at: int) -> None:
+    """Whoever listens hears all that is said, and the recording has one HANGUP, behind an answer."""
+    dialogue = Scripted(OK, OK, OK, hangup_at=hangup_at)
+    recorded = RecordedDialogue(dialogue, None)
+    heard: list[bytes] = []
+    recorded.listen(heard.append)
+    recorded.exchange(b"1\n")
+    if hangup_at < 0:
+        dialogue.hang_up()
+        dialogue.hang_up()
+    recorded.exchange(b"2\n")
+    recorded.exchange(b"3\n")
+    lines = [line for _, line in notes(recorded)]
+    place = 2 if hangup_at < 0 else 4
+    assert lines.index("HANGUP") == place
+    assert lines.count("HANGUP") == 1
+    assert heard == ([b"HANGUP\n"] * 2 if hangup_at < 0 else [b""])
+
+
+@pytest.mark.parametrize(
+    ("raised", "said"),
+    [(CallPeerGone("x"), ["NOOP"]), (AGICallFinished("finished", "NOOP"), [])],
+)
+def test_exceptions_pass_from_exchange(raised: BaseException, said: list[str]) -> None:
+    """What ends a command of somebody else is as it is; a command that was never sent is not noted."""
+    recorded = RecordedDialogue(Scripted(raised), None)
+    with pytest.raises(type(raised)) as caught:
+        recorded.exchange(b"NOOP\n")
+    assert caught.value is raised
+    assert [line for _, line in notes(recorded)] == said
+
+
+def test_masked_exchange() -> None:
+    """With a mask the digits are in no line, while the one who speaks gets them."""
+    recorded = RecordedDialogue(Scripted(Reply(200, "1234"), OK), DigitMask())
+    assert recorded.exchange(b'GET  "DATA" pin\n') == b"200 result=1234\n"
+    recorded.exchange(b'SAY DIGITS 1234 ""\n')
+    assert notes(recorded)[1:3] == [("A", "200 result=****"), ("S", 'SAY DIGITS **** ""')]
+
+
+def test_an_unclear_answer_hides_all_digits() -> None:
+    """Where the reply cannot be told from what is in front of it, every digit is taken for a dialled one."""
+    raw = b"200 result=5\n200 result=1234\n"
+    recorded = RecordedDialogue(Scripted(raw, OK), DigitMask())
+    assert recorded.exchange(b"GET DATA pin\n") == raw
+    recorded.exchange(b"SAY DIGITS 1234\n")
+    assert [line for _, line in notes(recorded)][1:3] == ["*** result=*\n*** result=****", "SAY DIGITS ****"]
+    plain = RecordedDialogue(Scripted(raw), None)
+    plain.exchange(b"GET DATA pin\n")
+    assert notes(plain)[1] == ("A", "200 result=5\n200 result=1234")
 
 
 # ---- the recorder

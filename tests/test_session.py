@@ -9,6 +9,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from time import monotonic
 from typing import Any
@@ -928,3 +929,424 @@ def test_fail_with_nobody_there(link: Link) -> None:
     link.greet()
     link.peer.close()
     link.run(lambda session: session.fail()).result()
+
+
+# ---- a conversation that others hold
+
+
+class Listener:
+    """Keeps what it is told, and can be waited for."""
+
+    def __init__(self) -> None:
+        self.heard: list[bytes] = []
+
+    def __call__(self, data: bytes) -> None:
+        """Keep it."""
+        self.heard.append(data)
+
+    def wait(self, times: int = 1) -> list[bytes]:
+        """Wait until it was told so many times."""
+        with gevent.Timeout(WAIT_S):
+            while len(self.heard) < times:
+                gevent.sleep(0.001)
+        return self.heard
+
+
+def let_it_come(link: Link) -> None:
+    """Let the hub read what was said."""
+    for _ in range(3):
+        gevent.sleep(0)
+    gevent.sleep(0.001)
+    assert link.session.greenlet is None
+
+
+@pytest.fixture
+def listener(link: Link) -> Listener:
+    """A listener to a session that has its environment."""
+    link.greet()
+    listener = Listener()
+    link.session.listen(listener)
+    return listener
+
+
+def exchanging(line: bytes) -> Callable[[Session], object]:
+    """Exchange one line."""
+    return lambda session: session.exchange(line)
+
+
+RAW = [
+    [b"200 result=0\n"],
+    [b"100 result=0 Trying...\n", b"200 result=0 Gosub complete\n"],
+    [b"200 result=1 (two\n", b"lines)\n"],
+    [b"520-Invalid\n usa", b"ge\n520 End of proper usage.\n"],
+    [b"HANGUP\n200 result=0\n"],
+    [b"HAN", b"GUP\n200 res", b"ult=0\n"],
+    [b"200 result=0\nHANGUP\n"],
+    [b"HANGUP\nHANGUP\n200 result=-1\nHANGUP\n"],
+    [b"520-Invalid\nHANGUP\nusage\n520 End of proper usage.\n"],
+]
+
+
+@pytest.mark.parametrize("pieces", RAW)
+def test_an_exchange_gives_all_that_came(link: Link, listener: Listener, pieces: list[bytes]) -> None:
+    """The reply comes back byte by byte as it was, with a HANGUP in its place, of which is told besides."""
+    running = link.run(exchanging(b"NOOP 1\n"))
+    assert link.hear_line() == b"NOOP 1\n"
+    for piece in pieces:
+        link.say(piece)
+        gevent.sleep(0)
+    said = b"".join(pieces)
+    assert running.result() == said
+    assert listener.heard == ([b""] if b"HANGUP" in said else [])
+    assert link.session.hung_up is (b"HANGUP" in said)
+    again = link.run(exchanging(b"NOOP 2\n"))
+    assert link.hear_line() == b"NOOP 2\n"
+    link.say(b"511 dead\n")
+    assert again.result() == b"511 dead\n"
+    assert link.session.commands == 2
+
+
+def test_a_hangup_between_exchanges_is_told_at_once(link: Link, listener: Listener) -> None:
+    """HANGUP between two commands is told when it comes, with its bytes, and stands in no reply."""
+    link.say(b"HANGUP\n")
+    assert listener.wait() == [b"HANGUP\n"]
+    assert link.session.hung_up
+    running = link.run(exchanging(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"200 result=0\n")
+    assert running.result() == b"200 result=0\n"
+    link.say(b"HANGUP\n")
+    assert listener.wait(2) == [b"HANGUP\n"] * 2
+
+
+def test_a_hangup_in_a_long_command_is_told_before_its_reply(link: Link, listener: Listener) -> None:
+    """While a command still runs the listener knows of the hangup, and whoever waits goes on waiting."""
+    running = link.run(exchanging(b"EXEC Dial\n"))
+    link.hear_line()
+    link.say(b"HANGUP\n")
+    assert listener.wait() == [b""]
+    assert not running.is_over
+    link.say(b"200 result=-1\n")
+    assert running.result() == b"HANGUP\n200 result=-1\n"
+    assert listener.heard == [b""]
+
+
+def test_a_hangup_in_pieces_around_a_command(link: Link, listener: Listener) -> None:
+    """A HANGUP of which only a part was there when the next command went out is one all the same."""
+    link.say(b"HANG")
+    let_it_come(link)
+    assert listener.heard == []
+    running = link.run(exchanging(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"UP\n200 result=0\n")
+    assert running.result() == b"HANGUP\n200 result=0\n"
+    assert listener.heard == [b""]
+
+
+def test_the_tail_of_a_value_comes_with_the_next_reply(link: Link, listener: Listener) -> None:
+    """Lines that answer nothing are no hangup; whoever speaks gets them as Asterisk said them."""
+    running = link.run(exchanging(b"GET VARIABLE X\n"))
+    link.hear_line()
+    link.say(b"200 result=1 (a)\n")
+    assert running.result() == b"200 result=1 (a)\n"
+    link.say(b"tail)\n")
+    let_it_come(link)
+    assert listener.heard == []
+    again = link.run(exchanging(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"200 result=0\n")
+    assert again.result() == b"tail)\n200 result=0\n"
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["with it", "behind it"])
+def test_a_hangup_behind_the_environment_is_told(link: Link, apart: bool) -> None:
+    """HANGUP that was there before anybody listened is told as soon as somebody does."""
+    link.say(ENVIRONMENT + (b"" if apart else b"HANGUP\n"))
+    link.run(lambda session: session.receive_request()).result()
+    if apart:
+        link.say(b"HANGUP\n")
+    link.session.begin(LIMITS)
+    listener = Listener()
+    link.session.listen(listener)
+    assert listener.heard == ([] if apart else [b"HANGUP\n"])
+    assert listener.wait() == [b"HANGUP\n"]
+    assert link.session.hung_up
+
+
+def test_a_hangup_that_a_command_met_is_told(link: Link) -> None:
+    """Who begins to listen after the handler has met the hangup hears of it too."""
+    noting(link)
+    running = link.run(lambda session: session.execute(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"HANGUP\n200 result=0\n")
+    running.result()
+    listener = Listener()
+    link.session.listen(listener)
+    assert listener.heard == [b"HANGUP\n"]
+
+
+def hold(session: Session) -> None:
+    """Wait for something else than Asterisk, as for a script's next line."""
+    gevent.event.Event().wait(WAIT_S)
+
+
+def test_a_peer_that_closes_between_exchanges(link: Link, listener: Listener) -> None:
+    """Whoever waits for the next line of a script learns at once that Asterisk is gone, and every time."""
+    running = link.run(hold)
+    link.peer.close()
+    with pytest.raises(CallPeerGone):
+        running.result()
+    with pytest.raises(CallPeerGone):
+        link.session.settle()
+    with pytest.raises(CallPeerGone):
+        link.run(exchanging(b"NOOP\n")).result()
+
+
+def test_a_peer_that_resets_between_exchanges() -> None:
+    """A connection that breaks while nobody commands interrupts the handler."""
+    link = connect(tcp_pair)
+    link.greet()
+    link.session.listen(Listener())
+    running = link.run(hold)
+    link.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.peer.close()
+    with pytest.raises(CallPeerGone, match="the connection broke"):
+        running.result()
+    link.session.close()
+
+
+def test_a_handler_that_holds_on_to_a_peer_that_is_gone(link: Link, listener: Listener) -> None:
+    """A handler that swallows it is interrupted again in a while, as by a limit, and not before."""
+    caught: list[CallEnded] = []
+
+    def hold_on(session: Session) -> None:
+        for _ in range(2):
+            try:
+                gevent.event.Event().wait(WAIT_S)
+            except CallEnded as raised:
+                caught.append(raised)
+
+    running = link.run(hold_on)
+    link.peer.close()
+    while not caught:
+        gevent.sleep(0)
+    for _ in range(5):
+        gevent.sleep(0.001)
+    assert not running.is_over
+    assert link.session.deadline_s <= monotonic() + CLOSING_S
+    in_hub(lambda: link.session.expire(link.session.deadline_s))
+    running.result()
+    assert isinstance(caught[0], CallPeerGone)
+    assert caught[0] is caught[1]
+
+
+def test_nonsense_between_exchanges(link: Link, listener: Listener) -> None:
+    """What is no AGI ends the call, also while no command runs."""
+    running = link.run(hold)
+    link.say(b"no such thing\n")
+    with pytest.raises(CallOutOfStep):
+        running.result()
+    assert listener.heard == []
+
+
+def test_nonsense_behind_a_reply(link: Link, listener: Listener) -> None:
+    """What is no AGI ends the call, also if it comes together with a reply."""
+    running = link.run(exchanging(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"200 result=0\nno such thing\n")
+    with pytest.raises(CallOutOfStep):
+        running.result()
+
+
+def test_a_peer_that_closes_inside_an_exchange(link: Link, listener: Listener) -> None:
+    """A connection that ends before the reply ends the call."""
+    running = link.run(exchanging(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"HANGUP\n")
+    link.peer.close()
+    with pytest.raises(CallPeerGone):
+        running.result()
+    assert listener.heard == [b""]
+
+
+def test_a_reply_before_the_peer_closes(link: Link, listener: Listener) -> None:
+    """The last reply is handed over before the end is told."""
+    replies: list[bytes] = []
+
+    def ask_and_hold(session: Session) -> None:
+        replies.append(session.exchange(b"NOOP\n"))
+        hold(session)
+
+    running = link.run(ask_and_hold)
+    link.hear_line()
+    link.say(b"200 result=0\n")
+    link.peer.close()
+    with pytest.raises(CallPeerGone):
+        running.result()
+    assert replies == [b"200 result=0\n"]
+
+
+def test_an_exchange_has_the_idle_limit(link: Link, listener: Listener) -> None:
+    """An answer that does not come is ended by the idle limit, whoever asked."""
+    running = link.run(exchanging(b"EXEC Dial\n"))
+    link.hear_line()
+    in_hub(lambda: link.session.expire(link.session.deadline_s))
+    with pytest.raises(CallTimeout) as caught:
+        running.result()
+    assert caught.value.limit == "idle"
+    link.say(b"HANGUP\n")
+    let_it_come(link)
+    assert listener.heard == []
+
+
+def test_listening_takes_the_scripts_time(link: Link, listener: Listener) -> None:
+    """Between two commands it is whoever speaks that takes its time, and while one runs it is Asterisk."""
+    gevent.sleep(MOMENT_S)
+    running = link.run(exchanging(b"NOOP\n"))
+    link.hear_line()
+    gevent.sleep(MOMENT_S)
+    link.say(b"200 result=0\n")
+    running.result()
+    session = link.session
+    assert session.script_s >= MOMENT_S
+    assert session.asterisk_s >= MOMENT_S
+    link.session.begin(SessionLimits(script_s=0.001))
+    gevent.sleep(0.002)
+    with pytest.raises(CallTimeout, match="script"):
+        link.run(exchanging(b"NOOP\n")).result()
+
+
+def test_an_exchange_that_nobody_listens_to(link: Link) -> None:
+    """Without a listener a hangup is only noted, and every reply comes back whole."""
+    link.greet()
+    running = link.run(exchanging(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"HANGUP\n200 result=0\n")
+    assert running.result() == b"HANGUP\n200 result=0\n"
+    assert link.session.hung_up
+
+
+def test_a_handler_that_speaks_itself_again(link: Link, listener: Listener) -> None:
+    """With the handler's own command the listening ends, and a hangup is raised again as ever."""
+    link.run(minus_one_behind_an_exchange)
+    link.hear_line()
+    link.say(b"200 result=0\n")
+    link.hear_line()
+    link.say(b"200 result=-1\n")
+    gevent.sleep(0.001)
+    link.say(b"HANGUP\n")
+    while not link.session.hung_up:
+        gevent.sleep(0)
+    assert listener.heard == []
+    running = link.run(lambda session: session.execute(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"200 result=0\n")
+    assert running.result() == OK
+
+
+def minus_one_behind_an_exchange(session: Session) -> None:
+    """Let somebody else speak, then speak oneself, and meet a hangup."""
+    session.exchange(b"NOOP\n")
+    with pytest.raises(CallHangup):
+        minus_one(session)
+
+
+def test_a_hangup_that_was_heard_is_raised(link: Link, listener: Listener) -> None:
+    """Of a hangup that only the listener was told, the handler learns at its own next command, in step."""
+    link.say(b"HANGUP\n")
+    listener.wait()
+    running = link.run(in_step)
+    for _ in range(3):
+        link.hear_line()
+        link.say(b"200 result=0\n")
+    assert running.result() == ["hangup", OK, OK]
+
+
+def test_awaiting_a_hangup_ends_the_listening(link: Link, listener: Listener) -> None:
+    """Who waits for a hangup himself gets it, and nobody reads beside him."""
+    running = link.run(lambda session: session.await_hangup())
+    link.say(b"HANGUP\n")
+    with pytest.raises(CallHangup):
+        running.result()
+    assert listener.heard == []
+
+
+@pytest.mark.parametrize("end", [Session.finish, Session.close, Session.settle])
+def test_nobody_is_told_behind_the_end(
+    link: Link, listener: Listener, end: Callable[[Session], None]
+) -> None:
+    """When the call is given back, closed or settled, what still comes interrupts and tells nobody."""
+    end(link.session)
+    running = link.run(lambda session: gevent.sleep(MOMENT_S))
+    with suppress(OSError):
+        link.say(b"HANGUP\n")
+    link.peer.close()
+    running.result()
+    assert listener.heard == []
+
+
+def test_nobody_is_told_while_failing(link: Link, listener: Listener) -> None:
+    """While the dialplan is told of a failure, whatever Asterisk still says is only read."""
+    running = link.run(lambda session: session.fail())
+    assert link.hear_all() == b"failure\n"
+    link.say(b"HANGUP\n200 result=0\nno such thing\n")
+    link.peer.close()
+    running.result()
+    assert listener.heard == []
+
+
+def test_listening_to_a_call_that_is_over(link: Link) -> None:
+    """Who comes too late hears nothing, and an exchange says why."""
+    link.greet()
+    link.session.finish()
+    listener = Listener()
+    link.session.listen(listener)
+    with pytest.raises(AGICallFinished):
+        link.run(exchanging(b"NOOP\n")).result()
+    assert listener.heard == []
+
+
+def test_a_call_that_is_stopped_hears_no_more(link: Link, listener: Listener) -> None:
+    """Once the call is over for another reason, that reason stays, whatever Asterisk does."""
+    running = link.run(hold)
+    in_hub(lambda: link.session.stop(monotonic()))
+    with pytest.raises(CallStopped):
+        running.result()
+    link.say(b"HANGUP\n")
+    link.peer.close()
+    let_it_come(link)
+    with pytest.raises(CallStopped):
+        link.session.settle()
+    assert listener.heard == []
+
+
+def test_another_listener_takes_over(link: Link, listener: Listener) -> None:
+    """A second one who listens is told in the place of the first."""
+    second = Listener()
+    link.session.listen(second)
+    link.say(b"HANGUP\n")
+    assert second.wait() == [b"HANGUP\n"]
+    assert listener.heard == []
+
+
+def test_many_exchanges_with_hangups_at_any_place(link: Link, listener: Listener) -> None:
+    """Put together, replies and what was told unasked are all that Asterisk said, in its order."""
+    said = b""
+    taken: list[bytes] = []
+    link.session.listen(taken.append)
+
+    def ask(session: Session) -> None:
+        for number in range(30):
+            taken.append(session.exchange(b"NOOP %d\n" % number))
+            gevent.sleep(0)
+
+    running = link.run(ask)
+    for number in range(30):
+        link.hear_line()
+        piece = [b"200 result=%d\n", b"HANGUP\n200 result=%d\n", b"200 result=%d\nHANGUP\n"][
+            number % 3
+        ] % number
+        said += piece
+        link.say(piece)
+    running.result()
+    assert b"".join(taken) == said
