@@ -1,0 +1,246 @@
+"""The Python zygote: real ones, whose calls are compared with fresh runs of the same scripts."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Final
+
+import pytest
+from compiled import PRECOMPILE, Call, Zygote, run_fresh, run_often
+
+PYTHON: Final = sys.executable
+ZYGOTE: Final = [PYTHON, str(PRECOMPILE / "python_zygote.py")]
+
+#: Scripts whose every run must look the same, by what they are about.
+SCRIPTS: Final = {
+    "arguments": "import sys\nprint(ascii(sys.argv), ascii(sys.orig_argv[1:]))",
+    "environment": "import os\nfor n in sorted(os.environ):\n"
+    "    n in ('_', 'SHLVL') or print(n, ascii(os.environ[n]))",
+    "path": "import sys, os\nprint(sys.path, __file__, os.getcwd(), sys.flags)",
+    "main": "'''Doc.'''\nprint(list(globals()))\n"
+    "print([__doc__, __spec__, __package__, __cached__, __loader__.path])",
+    "main as a module": "import json\nimport __main__\nprint(list(vars(__main__)), __main__.__file__)",
+    "if main": "if __name__ == '__main__':\n    print('main')",
+    "future": "from __future__ import annotations\ndef f(x: No) -> Nothing: pass\nprint(f.__annotations__)",
+    "local module": "import local\nprint(local.name, local.__file__, local.argv, local.main)",
+    "exit code": "import sys\nsys.exit(3)",
+    "exit none": "import sys\nsys.exit()",
+    "exit text": "import sys\nsys.exit('no more')",
+    "exit in a function": "def f():\n    raise SystemExit(300)\nf()",
+    "hard exit": "import os\nprint('lost')\nos._exit(4)",
+    "error": "import os\n\ndef f(x):\n    return 1 / x\n\nprint('a')\nf(0)\n",
+    "error with a cause": "try:\n    {}[1]\nexcept KeyError as e:\n    raise ValueError('b') from e",
+    "error of a module": "import json\njson.loads('{')",
+    "error without a traceback": "raise SyntaxError('mine')",
+    "interrupted": "raise KeyboardInterrupt",
+    "own hook": "import sys\ndef hook(kind, error, where):\n    print(kind, where.tb_frame.f_code.co_name)\n"
+    "sys.excepthook = hook\n1 / 0",
+    "traceback of a thread": "import threading\nt = threading.Thread(target=lambda: print('t'))\nt.start()",
+    "at exit": "import atexit\natexit.register(print, 'bye')\nprint('a')\n1 / 0",
+    "thread outlives main": "import threading, time\ndef f():\n    time.sleep(0.1)\n    print('late')\n"
+    "threading.Thread(target=f).start()\nprint('main ends')",
+    "killed": "import os\nos.kill(os.getpid(), 15)",
+    "signals": "import signal\nfor n in sorted(signal.valid_signals()): print(n, signal.getsignal(n))",
+    "child handler of a module": "import reaper\nimport signal, os\nprint(signal.getsignal(17))\n"
+    "if not os.fork(): os._exit(1)\nos.wait()",
+    "dialogue": "import sys\nfor line in sys.stdin:\n    print('200 result=%r' % line, flush=True)",
+    "streams": "import sys\nfor s in (sys.stdin, sys.stdout, sys.stderr, sys.__stdin__, sys.__stdout__):\n"
+    "    print(repr(s), s.name, s.mode, s.errors, s.newlines, s.line_buffering, s.write_through,\n"
+    "          s.isatty(), s.seekable(), s.fileno(), type(s.buffer), s.buffer.name, s.closed)\n"
+    "print(sys.stdin is sys.__stdin__, sys.stdout is sys.__stdout__)",
+    "buffered output": "import os, sys\nprint('buffered')\n"
+    "os.write(1, b'direct\\n')\nprint('error', file=sys.stderr)",
+    "printed by a module": "import noisy\nprint('main')",
+    "stream kept by a module": "import kept\nkept.out.write('a')\nprint('b')\nkept.handler.flush()",
+    "file opened by a module": "import opened\nprint(opened.file.read()[-30:], opened.first)",
+    "nowhere stays nowhere": "import nowhere\nnowhere.file.write('lost')\nprint('b')",
+    "undecodable": "import sys\nsys.stderr.write('\\udcff')\nprint('\\udcff')",
+    "source": "import inspect\ndef f():\n    return 1\nprint(inspect.getsource(f))",
+    "pickle": "import pickle\nclass A: pass\nprint(type(pickle.loads(pickle.dumps(A()))) is A, A.__module__)",
+    "processes": "import subprocess, os\n"
+    "print(subprocess.run(['false']).returncode, os.system('exit 3') >> 8)\n"
+    "print(subprocess.check_output(['ls', '/proc/self/fd']))",
+    "multiprocessing": "import multiprocessing\ndef f(x): return x * 2\nif __name__ == '__main__':\n"
+    "    with multiprocessing.get_context('spawn').Pool(1) as pool: print(pool.map(f, [1, 2]))",
+    "descriptors": "import os\nprint(sorted(os.listdir('/proc/self/fd')))",
+    "alarm": "import signal\nsignal.signal(14, lambda *_: print('ring'))\n"
+    "signal.setitimer(0, 0.01)\nsignal.pause()",
+    "path prepared first": "import sys\nsys.path.insert(0, sys.path[0] + '/other')\n"
+    "import local\nprint(local.name)",
+    "foreseen failure": "try:\n    import nosuch\nexcept ImportError:\n    nosuch = None\n"
+    "import json\nprint(nosuch)",
+    "foreseen, and said": "try:\n    import nosuch\nexcept ImportError as e:\n"
+    "    print('no', e)\n    raise SystemExit(5)",
+    "finally": "try:\n    import local\nfinally:\n    print('once')",
+    "warning": "import warnings\ndef f():\n    warnings.warn('w')\nf()",
+    "no garbage of ours": "import gc\nprint(gc.isenabled(), gc.get_threshold(), gc.garbage)",
+    "finalizer": "class A:\n    def __del__(self): print('gone')\na = A()",
+}
+
+MODULES: Final = {
+    "local.py": "import sys\nname = 'local'\nargv = sys.argv[0]\nmain = sys.modules['__main__'].__file__\n",
+    "other/local.py": "name = 'other'\n",
+    "noisy.py": "print('noisy ' * 1000)\n",
+    "kept.py": "import sys, logging\nout = sys.stdout\nhandler = logging.StreamHandler()\n",
+    "opened.py": "file = open(__file__, 'rb')\nfirst = file.readline()\n"
+    + "# filling\n" * 3000
+    + "# the end\n",
+    "nowhere.py": "file = open('/dev/null', 'w')\n",
+    "reaper.py": "import signal, os\ndef f(*_): pass\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
+    "signal.signal(signal.SIGCHLD, signal.SIG_DFL)\n",
+    "ignorant.py": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n",
+    "broken.py": "def f():\n    import nosuch\nf()\n",
+    "threaded.py": "import threading, time\n"
+    "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n",
+}
+
+#: What each of them is given.
+CALL: Final = Call(
+    arguments=(b"a b", b"", b"\xff\xfe", "ä".encode(), b"-x", b"a=b", b"*"),
+    variables={b"AST_CONFIG_DIR": b"/etc/asterisk", b"EMPTY": b"", b"ODD": b"a=b \xff\n"},
+    speech="agi_request: käse\r\nagi_channel: SIP/1\n\n200 result=1 (value)\n".encode(),
+)
+
+
+def _script(directory: Path, text: str) -> Path:
+    (directory / "other").mkdir()
+    for name, content in MODULES.items():
+        (directory / name).write_text(content)
+    script = directory / "script.py"
+    script.write_text(text)
+    return script
+
+
+@pytest.mark.parametrize("about", SCRIPTS)
+def test_a_call_looks_like_a_fresh_run(about: str, tmp_path: Path) -> None:
+    """Output, errors and exit status of each call are those of a fresh run."""
+    script = _script(tmp_path, SCRIPTS[about])
+    assert run_often(ZYGOTE, script, CALL) == [run_fresh([PYTHON], script, CALL)] * 6
+
+
+@pytest.mark.parametrize("switch", ["-u", "-E", "-I", "-P", "-O", "-Xutf8", "-Wdefault", "-Werror"])
+@pytest.mark.parametrize("about", ["streams", "path", "buffered output", "warning", "arguments"])
+def test_switches_of_the_command_line_hold(switch: str, about: str, tmp_path: Path) -> None:
+    """Python's own switches do the same to a call as to a fresh run."""
+    script = _script(tmp_path, SCRIPTS[about])
+    expected = run_fresh([PYTHON, switch], script, CALL)
+    assert run_often([PYTHON, switch, *ZYGOTE[1:]], script, CALL) == [expected] * 6
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "def f(:\n    pass\n",
+        "x = 1\n  y = 2\n",
+        "return 1\n",
+        "import sys\n\nimport nosuch\nprint('never')\n",
+        "import os\nimport broken\n",
+        "from os import nosuch\n",
+    ],
+)
+def test_what_cannot_be_prepared_says_what_python_says(text: str, tmp_path: Path) -> None:
+    """A script with an error in it or in its imports never gets ready: the message is Python's own."""
+    script = _script(tmp_path, text)
+    fresh = run_fresh([PYTHON], script, CALL)
+    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+        assert zygote.ready == []
+        code, errors = zygote.hang_up()
+    assert (code, errors) == (fresh.code, fresh.errors)
+    assert code == 1
+
+
+def test_threads_of_modules_are_refused(tmp_path: Path) -> None:
+    """A module that starts a thread would have lost it in each call: the zygote does not get ready."""
+    script = _script(tmp_path, "import threaded\n")
+    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+        assert zygote.ready == []
+        code, errors = zygote.hang_up()
+    assert code == 1
+    assert "has started a thread (Thread-1 (sleep))" in errors
+
+
+def test_children_ignored_by_a_module_are_known(tmp_path: Path) -> None:
+    """How a call ended is known even if a module had the system forget children; the script has it so."""
+    script = _script(tmp_path, "import ignorant\nimport signal, sys\nsys.exit(signal.getsignal(17) + 5)")
+    assert {run.code for run in run_often(ZYGOTE, script, CALL)} == {6}
+
+
+def test_every_file_is_named(tmp_path: Path) -> None:
+    """A change of the script or of any module in it can be noticed; what is not loaded yet is not named."""
+    script = _script(tmp_path, "import local\nprint(1)\nimport noisy\n")
+    with Zygote([*ZYGOTE, script.name], tmp_path) as zygote:
+        _, *files = (os.fsdecode(name) for name in zygote.ready)
+    assert files[0] == str(script)
+    assert str(tmp_path / "local.py") in files
+    assert str(tmp_path / "noisy.py") not in files
+    assert all(Path(name).is_absolute() for name in files)
+
+
+def test_only_what_is_documented_is_loaded_besides(tmp_path: Path) -> None:
+    """The script finds no module loaded that a fresh run has not, but the few that we name."""
+    script = _script(tmp_path, "import sys\nprint(*sorted(sys.modules))")
+    fresh = set(run_fresh([PYTHON], script, CALL).output.split())
+    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+        assert set(zygote.run(CALL).output.split()) - fresh <= {"gc", "_socket", "__future__"}
+
+
+def test_each_call_has_its_own_number_and_chance(tmp_path: Path) -> None:
+    """The process is the one that was announced, and random numbers differ."""
+    script = _script(tmp_path, "import os, random\nprint(os.getpid(), random.random())")
+    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+        seen = []
+        for _ in range(3):
+            running = zygote.start(CALL)
+            pid, chance = running.finish()[0].split()
+            assert int(pid) == running.pid
+            assert zygote.reap(running.pid) == 0
+            seen.append(chance)
+    assert len(set(seen)) == 3
+
+
+def test_child_leads_its_group_and_ends_by_signal(tmp_path: Path) -> None:
+    """A call's process group is its own when it is announced; SIGHUP kills it, as any fresh Python."""
+    script = _script(tmp_path, "import time\ntime.sleep(60)")
+    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+        running = zygote.start(CALL)
+        assert os.getpgid(running.pid) == running.pid
+        assert os.getsid(running.pid) == os.getsid(0)
+        os.killpg(running.pid, signal.SIGHUP)
+        running.finish()
+        assert zygote.reap(running.pid) == -signal.SIGHUP
+
+
+def test_calls_survive_their_zygote(tmp_path: Path) -> None:
+    """At the end of the conversation the zygote is gone at once, without exit functions; its calls go on."""
+    (tmp_path / "leaving.py").write_text("import atexit, os\natexit.register(lambda: os.write(2, b'bye'))")
+    script = _script(tmp_path, "import leaving\nprint('on', flush=True)\nprint('heard', input())")
+    zygote = Zygote([*ZYGOTE, str(script)], tmp_path)
+    running = zygote.start(CALL)
+    assert running.stdout.readline() == b"on\n"
+    assert zygote.hang_up() == (0, "")
+    assert running.finish(b"this\n") == ("heard this\n", "bye")
+
+
+def test_nonsense_is_answered(tmp_path: Path) -> None:
+    """A request without descriptors, or of an unknown kind, is refused, and the next call is served."""
+    script = _script(tmp_path, "print(1)")
+    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+        assert zygote.ask(b"run", b"0")[0] == b"error"
+        assert zygote.ask(b"dance")[0] == b"error"
+        assert zygote.ask(b"reap", b"1") == [b"status", b"1", b"-1"]
+        assert zygote.run(CALL).output == "1\n"
+
+
+def test_zygote_keeps_no_descriptors(tmp_path: Path) -> None:
+    """After many calls it has as many descriptors open as after the first."""
+    script = _script(tmp_path, "print(1)")
+    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+        descriptors = Path(f"/proc/{zygote.process.pid}/fd")
+        zygote.run(CALL)
+        before = len(list(descriptors.iterdir()))
+        for _ in range(20):
+            zygote.run(CALL)
+        assert len(list(descriptors.iterdir())) == before
