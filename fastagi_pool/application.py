@@ -16,26 +16,36 @@ import logging
 import sys
 import traceback
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from fastagi_pool.config import CommandGuard, Config, HangupPolicy, LoadedConfig
+from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.config import Database as DatabaseConfig
-from fastagi_pool.config import Route as RouteConfig
 from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Handler
 from fastagi_pool.endings import OnError
 from fastagi_pool.errors import ConfigError, DatabaseUnavailable, OperatorError, Problem
+from fastagi_pool.handlers.scripts import ScriptHandler
+from fastagi_pool.handlers.upstream import UpstreamHandler
+from fastagi_pool.launches import Launches
+from fastagi_pool.launching import Door, ProcessSettings
+from fastagi_pool.legacy import CommandSettings
 from fastagi_pool.protocol import HeaderLimits
+from fastagi_pool.routeconfig import CommandGuard, HangupPolicy, Process, Upstream
+from fastagi_pool.routeconfig import Route as RouteConfig
 from fastagi_pool.routes import Route, RouteKind, RouteTable
 from fastagi_pool.session import SessionLimits
+from fastagi_pool.upstreams import Server, UpstreamSettings
 
 if TYPE_CHECKING:
     from fastagi_pool.database import Database, DatabaseSettings
 
 #: Files that a worker needs besides its calls: logs, pipes, libraries that open something.
 _SPARE_DESCRIPTORS: Final = 64
+#: Our ends of a script's standard input, output and error.
+_PIPES: Final = 3
 _NONE_GIVEN: Final[Mapping[str, Handler]] = {}
 
 
@@ -50,6 +60,8 @@ class Application:
         setups: ``setup`` of each handler module that has one, each once, in the order of routes.
         teardowns: ``teardown`` likewise.
         databases: What to connect to.
+        scripts: The handlers of legacy scripts among them.
+        door: Where these find who starts them; None if there are none.
     """
 
     config: Config
@@ -58,6 +70,44 @@ class Application:
     setups: tuple[Callable[[Context], object], ...]
     teardowns: tuple[Callable[[Context], object], ...]
     databases: tuple[DatabaseSettings, ...]
+    scripts: tuple[ScriptHandler, ...] = ()
+    door: Door | None = None
+
+    def start_launcher(self, log_file: str, generation: int) -> int:
+        """Start the process that starts legacy scripts, and have it prepare what can be prepared.
+
+        Args:
+            log_file: Where it logs: a path, or ``-`` for standard error.
+            generation: Which load it belongs to.
+
+        Returns:
+            Its process id; 0 if no route needs one.
+
+        Raises:
+            OSError: The machine has no process for it.
+        """
+        if self.door is None:
+            return 0
+        pid = self.door.start(log_file, self.config.log.level, generation)
+        for handler in self.scripts:
+            settings = handler.settings
+            if settings.fixed_file and (settings.process.precompile or settings.process.warm):
+                arguments = list(settings.arguments or ())
+                self.door.prepare(settings.fixed_file, arguments, asdict(settings.process))
+        return pid
+
+    def connect_scripts(self, log: logging.Logger) -> Launches | None:
+        """Give the routes of legacy scripts their way to the launcher; once in each process.
+
+        Returns:
+            That way, to be closed at the end; None if no route needs it.
+        """
+        if self.door is None:
+            return None
+        launches = Launches(self.door.knock, log)
+        for handler in self.scripts:
+            handler.connect(launches)
+        return launches
 
     def make_databases(self) -> dict[str, Database]:
         """Make what the handlers connect through, not connected yet; once in each process."""
@@ -98,7 +148,9 @@ class Application:
         """File descriptors that one worker may need at once."""
         connections = sum(settings.pool_size for settings in self.databases)
         calls = self.config.calls_per_worker + self.config.max_queue
-        return calls + connections + len(self.config.listen) + _SPARE_DESCRIPTORS
+        pipes = sum(_PIPES * handler.settings.most_processes for handler in self.scripts)
+        forwarded = calls if any(route.upstream for route in self.config.routes) else 0
+        return calls + connections + pipes + forwarded + len(self.config.listen) + _SPARE_DESCRIPTORS
 
 
 def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -> Application:
@@ -121,17 +173,8 @@ def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -
     for folder in reversed(config.python_path):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
-    handlers: dict[str, Handler] = {}
-    modules: dict[str, ModuleType] = {}
-    for place, route in enumerate(config.routes):
-        try:
-            module, handlers[route.name] = _resolve(route.handler, given)
-            modules[module.__name__] = module
-        except _HandlerFault as fault:
-            problems.append(loaded.problem(("routes", place, "handler"), str(fault)))
-        else:
-            problems += _refused_options(loaded, place, module)
-    hooks = {name: tuple(_hooks(modules.values(), name)) for name in ("setup", "teardown")}
+    handlers, modules = _find_handlers(loaded, given, problems)
+    hooks = {name: tuple(_hooks(modules, name)) for name in ("setup", "teardown")}
     databases = tuple(database_settings(name, each) for name, each in config.databases.items())
     for settings in databases:
         try:
@@ -142,7 +185,42 @@ def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -
     if problems:
         main = loaded.source_map.name
         raise ConfigError(sorted(problems, key=lambda found: (found.file != main, found.file, found.line)))
-    return Application(config, table, handlers, hooks["setup"], hooks["teardown"], databases)
+    scripts = tuple(handler for handler in handlers.values() if isinstance(handler, ScriptHandler))
+    door = Door() if scripts else None
+    return Application(config, table, handlers, hooks["setup"], hooks["teardown"], databases, scripts, door)
+
+
+def _find_handlers(
+    loaded: LoadedConfig, given: Mapping[str, Handler], problems: list[Problem]
+) -> tuple[dict[str, Handler], list[ModuleType]]:
+    """Find or make who serves each route; return them by the routes' names, and the users' modules."""
+    handlers: dict[str, Handler] = {}
+    modules: dict[str, ModuleType] = {}
+    for place, route in enumerate(loaded.config.routes):
+        if route.command is not None:
+            settings = command_settings(route)
+            handlers[route.name] = ScriptHandler(settings)
+            problems += _missing_files(loaded, place, settings)
+        elif route.upstream is not None:
+            handlers[route.name] = UpstreamHandler(upstream_settings(route.upstream))
+        elif route.handler is not None:
+            try:
+                module, handlers[route.name] = _resolve(route.handler, given)
+                modules[module.__name__] = module
+            except _HandlerFault as fault:
+                problems.append(loaded.problem(("routes", place, "handler"), str(fault)))
+            else:
+                problems += _refused_options(loaded, place, module)
+    return handlers, list(modules.values())
+
+
+def _missing_files(loaded: LoadedConfig, place: int, settings: CommandSettings) -> list[Problem]:
+    """Find what a route's command names and the machine does not have."""
+    location = ("routes", place, "command")
+    if not Path(settings.folder).is_dir():
+        return [loaded.problem(location, f"has its scripts in {settings.folder}, which is no folder")]
+    file = settings.fixed_file
+    return [] if not file or Path(file).is_file() else [loaded.problem(location, f"names no file: {file}")]
 
 
 def _table(loaded: LoadedConfig, problems: list[Problem]) -> RouteTable:
@@ -172,7 +250,7 @@ def build_route(route: RouteConfig, config: Config) -> Route:
         name=route.name,
         kind=kind,
         pattern=kinds.get(kind) or "",
-        handler=route.handler,
+        handler=_whom(route),
         query=route.query,
         arguments=route.arguments,
         context=route.context or "",
@@ -187,6 +265,49 @@ def build_route(route: RouteConfig, config: Config) -> Route:
         mask_digits=route.mask_digits,
         free_names=route.free_names,
     )
+
+
+def _whom(route: RouteConfig) -> str:
+    """Say who serves a route's calls, as lists of routes show it."""
+    if route.command is not None:
+        return f"command {route.command}"
+    if route.upstream is not None:
+        return f"upstream {', '.join(str(server.address) for server in route.upstream.servers)}"
+    return route.handler or ""
+
+
+def command_settings(route: RouteConfig) -> CommandSettings:
+    """Turn a configured route with a command into what ``handlers.scripts`` takes."""
+    process = route.process or Process()
+    return CommandSettings(
+        template=route.command or "",
+        folder=str(route.script_folder),
+        process=ProcessSettings(
+            interpreter=list(process.interpreter),
+            precompile=route.precompile.value if route.precompile else "",
+            directory=str(process.directory),
+            user=process.user,
+            environment=dict(process.environment),
+            cpu_s=process.cpu_time,
+            memory_bytes=process.max_memory,
+            background=process.background,
+            warm=route.warm,
+            compile_timeout_s=process.compile_timeout,
+        ),
+        arguments=process.arguments,
+        most_processes=process.max_processes,
+        max_queue=process.max_queue,
+        max_wait_s=process.max_wait,
+        grace_s=process.grace,
+        output_bytes=process.max_output,
+        fixed_script=route.script,
+    )
+
+
+def upstream_settings(upstream: Upstream) -> UpstreamSettings:
+    """Turn the configured servers of a route into what ``handlers.upstream`` takes."""
+    servers = (Server(each.address.host, each.address.port, each.max_calls) for each in upstream.servers)
+    return UpstreamSettings(tuple(servers), upstream.connect_timeout, upstream.max_queue, upstream.max_wait)
 
 
 def database_settings(name: str, database: DatabaseConfig) -> DatabaseSettings:

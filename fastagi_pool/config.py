@@ -34,6 +34,7 @@ from pydantic import (
 
 from fastagi_pool.errors import Problem
 from fastagi_pool.findings import Finding, RefusedValue, closest, did_you_mean, refuse_all
+from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer, spelled_out
 from fastagi_pool.section import Section, checked
 from fastagi_pool.values import (
     MAX_WORKERS,
@@ -44,15 +45,12 @@ from fastagi_pool.values import (
     Duration,
     ErrorPolicy,
     Fraction,
-    HandlerName,
     ListenAddress,
     ListenKind,
     Network,
-    Options,
     PathOrNothing,
-    Position,
+    ServerAddress,
     Size,
-    Text,
     Truth,
     Whole,
     Workers,
@@ -62,6 +60,7 @@ from fastagi_pool.values import (
 from fastagi_pool.yamlfile import Document, Layout, Location, SourceMap, read_file, read_text
 
 _HOUR_S: Final = 3600.0
+_DEFAULT_LISTEN: Final = (ListenAddress(ListenKind.TCP, "127.0.0.1", 4577),)
 
 _LAYOUT: Final = Layout(
     joined=frozenset({"listen", "allow", "python_path", "routes"}), folders=frozenset({"python_path"})
@@ -78,20 +77,6 @@ class LogLevel(StrEnum):
     INFO = "info"
     WARNING = "warning"
     ERROR = "error"
-
-
-class HangupPolicy(StrEnum):
-    """How a handler learns that the caller hung up."""
-
-    RAISE = "raise"
-    CONTINUE = "continue"
-
-
-class CommandGuard(StrEnum):
-    """What is done about a command that would harm Asterisk."""
-
-    STRICT = "strict"
-    CLEAN = "clean"
 
 
 class Log(Section):
@@ -271,159 +256,11 @@ class Database(Section):
         return tuple(url.replace("@", f":{quote(self.password, safe='')}@", 1) for url in self.urls)
 
 
-class Route(Section):
-    """Which calls go to which handler."""
-
-    name: str = Field(
-        default="",
-        max_length=100,
-        description="The route's name in logs and figures; unique, of letters, digits and `_ . : / * -`, at "
-        "most 100. If it is missing, it is made from `script`, `glob` or `regex`, or is `default`.",
-    )
-    script: Text | None = Field(
-        default=None,
-        description="The exact script name, that is, the path of the URL in AGI(agi://host/path), without "
-        "its first `/` and its query.",
-    )
-    glob: Text | None = Field(
-        default=None,
-        description="A shell pattern for the script name, as `voicemail/*.agi`.",
-    )
-    regex: Text | None = Field(
-        default=None,
-        description="A Python regular expression for the script name; its groups reach the handler.",
-    )
-    default: Truth = Field(
-        default=False,
-        description="`true` for the route that takes what no other takes. A route has exactly one of "
-        "`script`, `glob`, `regex` and `default`.",
-    )
-    query: Mapping[str, Text] = Field(
-        default={},
-        description="Parameters of the URL's query that must be there, each with its exact value or a glob. "
-        "Empty: any query.",
-    )
-    arguments: Mapping[Position, Text] = Field(
-        default={},
-        description="Arguments of AGI() that must be there: position (1 is the first, up to 127) to exact "
-        "value or glob. Empty: any arguments.",
-    )
-    context: Text | None = Field(
-        default=None,
-        description="A glob for the dialplan context that the call comes from (`agi_context`). Absent: any.",
-    )
-    priority: Whole = Field(
-        default=0,
-        ge=-1_000_000,
-        le=1_000_000,
-        description="Routes with a higher priority are tried first, -1000000 to 1000000. 0 leaves "
-        "room on both sides.",
-    )
-    handler: HandlerName = Field(
-        description="The function that serves the call, as `package.module:function`.",
-    )
-    options: Options = Field(
-        default={},
-        description="Free settings for the handler, of any depth. Unquoted `yes`, `no`, `on` and `off` are "
-        "refused here, because they may be text or truth values.",
-    )
-    databases: tuple[str, ...] = Field(
-        default=(),
-        description="Names of the databases that the handler uses; each must stand under `databases`.",
-    )
-    on_hangup: HangupPolicy = Field(
-        default=HangupPolicy.RAISE,
-        description="What a hangup does to the handler: `raise` ends it at its next command, `continue` only "
-        "sets `call.hung_up` and lets it go on with the commands that a dead channel permits. `raise`, "
-        "because a handler that does not think of it must not go on talking to nobody.",
-    )
-    on_error: ErrorPolicy | None = Field(
-        default=None, description="Instead of the general `on_error` on this route."
-    )
-    command_guard: CommandGuard = Field(
-        default=CommandGuard.STRICT,
-        description="What happens to a command with a line end or NUL in an argument: `strict` refuses it "
-        "(the handler gets an AGICommandRefused), `clean` puts spaces there. A command that is too long is "
-        "refused either way.",
-    )
-    mask_digits: Truth = Field(
-        default=False,
-        description="Whether recordings (`fastagi-pool record`) hide what callers of this route dial, for "
-        "card numbers and PINs.",
-    )
-    free_names: Truth = Field(
-        default=False,
-        description="Whether script names of this route may hold `..` and control characters, for handlers "
-        "to which a name is text that came from the other side of a trunk. `false`, because to a handler "
-        "that looks for a file of that name they are an attack.",
-    )
-    script_timeout: Duration | None = Field(
-        default=None, description="Instead of `limits.script_timeout` on this route; 0 for no limit."
-    )
-    idle_timeout: Duration | None = Field(
-        default=None, description="Instead of `limits.idle_timeout` on this route; 0 for no limit."
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _name_from_match(cls, values: object) -> object:
-        if not isinstance(values, Mapping) or values.get("name") is not None:
-            return values
-        return {**values, "name": _derived_name(values)}
-
-    @field_validator("name")
-    @classmethod
-    def _name_is_plain(cls, value: str) -> str:
-        if not re.fullmatch(r"[A-Za-z0-9_.:/*-]+", value):
-            raise ValueError("must be a name of letters, digits and _ . : / * -")
-        return value
-
-    @field_validator("script", "glob")
-    @classmethod
-    def _script_can_come(cls, value: str | None, info: ValidationInfo) -> str | None:
-        if value is None:
-            return None
-        if not value.isprintable() or not value:
-            raise ValueError("must be a script name")
-        if value.startswith("/"):
-            raise RefusedValue("must not begin with '/'", f"write {value.lstrip('/')!r}")
-        if ".." in value.split("/"):
-            raise ValueError("must not hold '..' as a part of its path")
-        if info.field_name == "script" and "?" in value:
-            raise RefusedValue("must not hold a query", "match it with 'query:'")
-        return value
-
-    @field_validator("regex")
-    @classmethod
-    def _regex_compiles(cls, value: str | None) -> str | None:
-        try:
-            re.compile(value or "")
-        except (re.error, RecursionError, OverflowError) as error:
-            raise ValueError(f"is not a regular expression: {error}") from None
-        return value
-
-    @model_validator(mode="after")
-    def _one_match(self) -> Route:
-        if [self.script, self.glob, self.regex, self.default or None].count(None) != 3:
-            raise ValueError("must have exactly one of 'script', 'glob', 'regex' and 'default: true'")
-        return self
-
-
-def _derived_name(values: Mapping[str, object]) -> str:
-    """Make a route's name from what it matches; ``default`` if that is not to be seen."""
-    for key, prefix in (("script", ""), ("glob", ""), ("regex", "regex:")):
-        match = values.get(key)
-        if isinstance(match, str) and match:
-            plain = re.sub(r"[^A-Za-z0-9_.:/*-]+", "-", match).strip("-")
-            return f"{prefix}{plain or 'unnamed'}"[:100]
-    return "default"
-
-
 class Config(Section):
     """Everything that the operator decides."""
 
     listen: tuple[Address, ...] = Field(
-        default_factory=lambda: (ListenAddress(ListenKind.TCP, "127.0.0.1", 4577),),
+        default_factory=lambda: _DEFAULT_LISTEN,
         description="Addresses to accept calls on: `127.0.0.1:4577`, `[::1]:4577`, `*:4577` (every IPv4 and "
         "IPv6 address), `unix:/path/to.sock`, or `systemd` for inherited sockets. Port 0 lets the system "
         "choose. Only this machine by default, because FastAGI knows no password.",
@@ -558,7 +395,7 @@ class Config(Section):
         "and `_`, and begins with a letter.",
     )
     routes: tuple[Route, ...] = Field(
-        description="Which calls go to which handler; at least one route.",
+        description="Which calls are taken, and who serves them; at least one route.",
     )
 
     def worker_count(self, cores: int) -> int:
@@ -615,7 +452,11 @@ def _conflicts(
     databases: Collection[str],
 ) -> list[Finding]:
     """Find what is wrong between entries that are right by themselves; None stands for one that is not."""
-    return [*_listen_conflicts(listen, allowed), *_route_conflicts(routes, databases)]
+    return [
+        *_listen_conflicts(listen, allowed),
+        *_route_conflicts(routes, databases),
+        *_loops(listen, routes),
+    ]
 
 
 def _listen_conflicts(listen: Sequence[ListenAddress | None], allowed: bool) -> Iterator[Finding]:
@@ -647,6 +488,29 @@ def _route_conflicts(routes: Sequence[Route | None], databases: Collection[str])
                 yield Finding(
                     location, f"names no database: {name!r}", did_you_mean(closest(name, databases))
                 )
+
+
+def _loops(listen: Sequence[ListenAddress | None], routes: Sequence[Route | None]) -> Iterator[Finding]:
+    """Find the upstream servers that are this server itself."""
+    for number, route in enumerate(routes):
+        servers = route.upstream.servers if route and route.upstream else ()
+        for place, server in enumerate(servers):
+            own = [each for each, ours in enumerate(listen) if ours and _leads_to(server.address, ours)]
+            if own:
+                location = ("routes", number, "upstream", "servers", place, "address")
+                message = f"is this server itself, by listen[{own[0]}]: the calls would go round for ever"
+                yield Finding(location, message)
+
+
+def _leads_to(server: ServerAddress, ours: ListenAddress) -> bool:
+    """Whether who connects to this server surely reaches our own socket."""
+    if ours.kind is not ListenKind.TCP or server.port != ours.port:
+        return False
+    # Linux takes a connection to the address of all as one to itself.
+    if server.host in {"localhost", "0.0.0.0", "::"}:
+        return ours.is_loopback or ours.host in {"*", "0.0.0.0", "::"}
+    everywhere = {"*", "::" if ":" in server.host else "0.0.0.0"}
+    return server.host == ours.host or (server.is_loopback and ours.host in everywhere)
 
 
 # -- Loading ----------------------------------------------------------------------------------------------
@@ -706,7 +570,8 @@ def load_text(text: str, name: str, base: Path, environment: Mapping[str, str]) 
     return _loaded(read_text(text, name, base, environment, _LAYOUT))
 
 
-def _loaded(document: Document) -> LoadedConfig:
+def _loaded(written: Document) -> LoadedConfig:
+    document = spelled_out(written)
     config = checked(document, Config, _known_keys, _partial_conflicts)
     return LoadedConfig(config, document.files, document.source_map)
 
@@ -722,6 +587,12 @@ def _known_keys(location: Location) -> list[str]:
             return Limits.file_keys()
         case ("databases", _):
             return Database.file_keys()
+        case ("routes", _, "process"):
+            return Process.file_keys()
+        case ("routes", _, "upstream"):
+            return Upstream.file_keys()
+        case ("routes", _, "upstream", "servers", _):
+            return UpstreamServer.file_keys()
         case _:
             return Route.file_keys()
 
@@ -732,7 +603,9 @@ _Checked = TypeVar("_Checked")
 def _partial_conflicts(values: Mapping[str, object]) -> list[Finding]:
     """Check together what is right by itself, when something else keeps the model from doing it."""
     routes = [_if_valid(Route.model_validate, item) for item in _items(values, "routes")]
-    listen = [_if_valid(parse_listen_address, item) for item in _items(values, "listen")]
+    listen: Sequence[ListenAddress | None] = _DEFAULT_LISTEN
+    if values.get("listen") is not None:
+        listen = [_if_valid(parse_listen_address, item) for item in _items(values, "listen")]
     allowed = bool(values.get("allow"))
     databases = values.get("databases") or {}
     if not isinstance(databases, Mapping):

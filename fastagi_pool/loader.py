@@ -8,11 +8,13 @@ Laws:
 
 from __future__ import annotations
 
+import logging
 import os
 import resource
+import signal
 from collections.abc import Callable
 from dataclasses import asdict
-from functools import partial
+from time import monotonic
 from typing import Final
 
 from gevent.monkey import get_original
@@ -23,7 +25,7 @@ from fastagi_pool.attendants import guard_timeouts
 from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.errors import BootError, OperatorError
 from fastagi_pool.listeners import Address
-from fastagi_pool.logs import LogFile, configure, ensure_folder, reopen_all
+from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder, reopen_all
 from fastagi_pool.messages import Begin, Channel, Loaded, Refused
 from fastagi_pool.rehearsal import rehearse
 from fastagi_pool.scoreboard import Scoreboard
@@ -33,6 +35,8 @@ from fastagi_pool.zygote import Zygote
 
 #: Longest report that is sure to fit into one message.
 _REPORT_CHARACTERS: Final = 50_000
+#: Between the starts of two launchers: one that cannot live must not take the machine.
+LAUNCHER_PAUSE_S: Final = 1.0
 
 
 def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[[], LoadedConfig]) -> int:
@@ -54,11 +58,13 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
         return 0
     configure(surroundings.log, application.config.log.level, f"loader pid={os.getpid()}")
     channel.send(describe(application))
+    launcher = LauncherKeeper(application, surroundings.log.target)
 
     def prepare(begin: Begin, descriptors: list[int]) -> Callable[[int], int]:
         # Mapped here once: every worker inherits it.
         scoreboard = Scoreboard.share(descriptors[0])
         listeners = tuple(descriptors[1:])
+        launcher.begin(begin.generation)
 
         def be_worker(slot: int) -> int:
             return live(application, surroundings, Birth(slot, begin.generation, scoreboard, listeners))
@@ -67,9 +73,61 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
 
     guard_timeouts()
     rehearse()
-    reopen = partial(reopen_all, (surroundings.log, surroundings.access))
+
+    def reopen_logs() -> None:
+        reopen_all((surroundings.log, surroundings.access))
+        launcher.reopen_logs()
+
     poll = get_original("select", "poll")
-    return Zygote(channel, prepare, WORKER_SIGNALS, reopen, setproctitle, poll).run()
+    return Zygote(channel, prepare, WORKER_SIGNALS, reopen_logs, setproctitle, poll, launcher).run()
+
+
+class LauncherKeeper:
+    """Keeps the launcher alive, if there are routes that need one."""
+
+    def __init__(self, application: Application, log_file: str) -> None:
+        """Prepare; nothing is started yet.
+
+        Args:
+            application: Says whether there are legacy scripts, and which.
+            log_file: Where the launcher logs.
+        """
+        self._application = application
+        self._log_file = log_file
+        self._generation = 0
+        self._started_s = -LAUNCHER_PAUSE_S
+        self._pid = 0
+
+    def begin(self, generation: int) -> None:
+        """Start the first one."""
+        self._generation = generation
+        self.look_after()
+
+    def look_after(self) -> None:
+        """Start one in the place of one that died, but no more than one in a while."""
+        if self._application.door is None or self._pid or not self._generation:
+            return
+        now_s = monotonic()
+        if now_s - self._started_s < LAUNCHER_PAUSE_S:
+            return
+        self._started_s = now_s
+        try:
+            self._pid = self._application.start_launcher(self._log_file, self._generation)
+        except OSError as error:
+            logging.getLogger(LOGGER_NAME).error("cannot start the launcher of scripts: %s", error)
+
+    def has_ended(self, pid: int) -> bool:
+        """Hear that a process has ended; return whether it was the launcher."""
+        if pid != self._pid:
+            return False
+        self._pid = 0
+        logging.getLogger(LOGGER_NAME).error("the launcher of scripts died (pid %d): another is started", pid)
+        return True
+
+    def reopen_logs(self) -> None:
+        """Tell it that the logs were rotated."""
+        if self._pid:
+            os.kill(self._pid, signal.SIGUSR1)
 
 
 def describe(application: Application) -> Loaded:

@@ -53,7 +53,7 @@ class Route:
         name: Unique; the logs and ``routes`` show it.
         kind: How ``pattern`` is read.
         pattern: The exact script, the glob or the regular expression; empty for the default.
-        handler: ``package.module:function``.
+        handler: Who serves its calls, in words: ``package.module:function``, or what stands in its place.
         query: Query parameters that must be there: name to glob.
         arguments: Arguments that must be there: position, from 1, to glob.
         context: Glob that the dialplan context must match; empty for any.
@@ -137,6 +137,23 @@ def _glob_matches(glob: str, text: str) -> bool:
     return _compiled_glob(glob).fullmatch(text) is not None
 
 
+def _compiled(kind: RouteKind, pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern) if kind is RouteKind.REGEX else _compiled_glob(pattern)
+
+
+def _group_names(pattern: re.Pattern[str]) -> tuple[str, ...]:
+    named = {number: name for name, number in pattern.groupindex.items()}
+    return tuple(named.get(number, str(number)) for number in range(1, pattern.groups + 1))
+
+
+def capture_names(kind: RouteKind, pattern: str) -> tuple[str, ...]:
+    """Name what a glob or a regular expression catches in a script, as in :attr:`Match.captures`.
+
+    A group, and each wildcard of a glob, has its number from 1; a named group has its name instead.
+    """
+    return _group_names(_compiled(kind, pattern))
+
+
 def script_fault(script: str) -> str:
     """Return why a script name is refused unless its route says otherwise; empty if it is not.
 
@@ -156,9 +173,7 @@ class RouteTable:
         self._given = tuple(routes)
         self.routes = tuple(sorted(routes, key=lambda route: (-route.priority, _RANK[route.kind])))
         self._patterns = {
-            route.name: re.compile(route.pattern)
-            if route.kind is RouteKind.REGEX
-            else _compiled_glob(route.pattern)
+            route.name: _compiled(route.kind, route.pattern)
             for route in routes
             if route.kind in (RouteKind.GLOB, RouteKind.REGEX)
         }
@@ -228,10 +243,8 @@ class RouteTable:
         found = pattern.fullmatch(script)
         if found is None:
             return None
-        named = {number: name for name, number in pattern.groupindex.items()}
-        return {
-            named.get(number, str(number)): text or "" for number, text in enumerate(found.groups(), start=1)
-        }
+        caught = zip(_group_names(pattern), found.groups(), strict=True)
+        return {name: text or "" for name, text in caught}
 
     # --- shadows
 

@@ -1,8 +1,8 @@
 """The configuration shown to others: the JSON Schema of its file, and a loaded one written as YAML.
 
 Laws:
-    * Keys, types, bounds and descriptions come from the models of :mod:`fastagi_pool.config`; only the key
-      ``include``, which belongs to no model, is described here.
+    * Keys, types, bounds and descriptions come from the models of :mod:`fastagi_pool.config` and
+      :mod:`fastagi_pool.routeconfig`; only the key ``include``, which belongs to no model, is described here.
     * The schema is made here and not by pydantic, whose output differs from release to release: the
       generated files must depend on this project alone.
     * :func:`effective` shows no password.
@@ -21,7 +21,8 @@ from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from fastagi_pool.config import Config, Database, Limits, Log, Route
+from fastagi_pool.config import Config, Database, Limits, Log
+from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer
 from fastagi_pool.values import VARIABLE_SCHEMA
 from fastagi_pool.yamlfile import Bare, bare_value
 
@@ -30,6 +31,8 @@ from fastagi_pool.yamlfile import Bare, bare_value
 #: A JSON Schema, or a part of one.
 Schema: TypeAlias = dict[str, Any]
 
+#: The mappings inside the file, each described once.
+_SECTIONS: Final = (Database, Limits, Log, Process, Route, Upstream, UpstreamServer)
 #: What may stand for a value of each plain type; bounds belong to the first.
 _PLAIN: Final[Mapping[type, Sequence[Schema]]] = {
     NoneType: [{"type": "null"}],
@@ -56,7 +59,7 @@ def json_schema() -> Schema:
         **whole,
         "title": "fastagi_pool configuration",
         "properties": {"include": include, **whole["properties"]},
-        "$defs": {model.__name__: _mapping(model) for model in (Database, Limits, Log, Route)},
+        "$defs": {model.__name__: _mapping(model) for model in _SECTIONS},
     }
 
 
@@ -138,8 +141,8 @@ _DOUBTFUL_DOLLAR = re.compile(r"\$(?=[${])")
 def effective(config: Config) -> str:
     """Write the configuration with every default, as YAML that can be loaded again.
 
-    Passwords become ``***``: the key ``password``, passwords in URLs, and every option whose name speaks
-    of a secret.
+    Passwords become ``***``: the key ``password``, passwords in URLs, and every option and environment
+    variable whose name speaks of a secret. Of a route only the keys are shown that mean something to it.
 
     Args:
         config: The configuration.
@@ -150,6 +153,10 @@ def effective(config: Config) -> str:
     for route, shown in zip(config.routes, plain["routes"], strict=True):
         # Taken anew, because pydantic would leave out options that are null.
         shown["options"] = _masked_options(route.options)
+        if route.process:
+            shown["process"]["environment"] = _masked_options(route.process.environment)
+        for key, _ in route.foreign_keys():
+            shown.pop(key, None)
     text = yaml.dump(_literal(plain), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     return str(text)
 

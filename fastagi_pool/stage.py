@@ -70,6 +70,8 @@ class _Company:
         self._databases = application.make_databases()
         application.open_databases(self._databases, _log)
         self._application = application
+        self._launcher = application.start_launcher("-", 0)
+        self._launches = application.connect_scripts(_log)
         self._state: dict[str, Any] = {}
         self._errors: list[BaseException] = []
         self._records: list[CallRecord] = []
@@ -104,10 +106,17 @@ class _Company:
     def close(self) -> None:
         """End as a worker ends."""
         with ExitStack() as last:
+            last.callback(self._dismiss_launcher)
             for database in self._databases.values():
                 last.callback(database.close)
             for teardown in reversed(self._application.teardowns):
                 last.callback(teardown, Context(self._databases, _log, self._state))
+
+    def _dismiss_launcher(self) -> None:
+        if self._launches is not None and self._application.door is not None:
+            self._launches.close()
+            self._application.door.close()
+            os.waitpid(self._launcher, 0)
 
     def _noting(self, handler: Handler) -> Handler:
         def noted(call: Call, context: Context) -> object:

@@ -260,8 +260,88 @@ def _parse_network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Netwo
         raise RefusedValue("has bits set behind the length of its network", f"write {network}") from None
 
 
-def _as_text(value: ListenAddress | ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
+def _as_text(value: ListenAddress | ServerAddress | ipaddress.IPv4Network | ipaddress.IPv6Network) -> str:
     return str(value)
+
+
+# -- Servers to forward calls to --------------------------------------------------------------------------
+
+#: One part of a host name. Source: RFC 1123, 2.1, and ``_``, which names in container networks have.
+_LABEL: Final = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
+_HOST_NAME = re.compile(rf"(?:{_LABEL}\.)*{_LABEL}\.?")
+#: What ends in digits alone is meant as an IPv4 address, and no name. Source: WHATWG URL, "ends in a number".
+_MEANT_AS_IPV4 = re.compile(r"(?:.*\.)?[0-9]+")
+#: Longest host name. Source: RFC 1035, 2.3.4.
+_MAX_HOST_NAME: Final = 253
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAddress:
+    """Where another FastAGI server listens.
+
+    Attributes:
+        host: An IPv4 or IPv6 address without brackets, or a host name in small letters.
+        port: 1 to 65535.
+    """
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> ServerAddress:
+        """Read an address.
+
+        Args:
+            text: ``192.0.2.7:4573``, ``[2001:db8::7]:4573`` or ``agi.example.com:4573``. A name is allowed,
+                unlike in ``listen``: it is looked up for each new connection.
+
+        Raises:
+            ValueError: It is nothing of the kind.
+        """
+        host, colon, port = text.rpartition(":")
+        if not colon or not re.fullmatch(r"[0-9]{1,5}", port) or not 1 <= int(port) <= 65535:
+            raise RefusedValue(
+                f"must be a server with a port from 1 to 65535, not {_shown(text)}",
+                "for example 192.0.2.7:4573, [2001:db8::7]:4573 or agi.example.com:4573",
+            )
+        return cls(_server_host(host), int(port))
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether surely only this machine is meant; of other names nobody can know."""
+        try:
+            return ipaddress.ip_address(self.host).is_loopback
+        except ValueError:
+            return self.host == "localhost"
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _server_host(text: str) -> str:
+    bracketed = re.fullmatch(r"\[(.*)\]", text)
+    try:
+        address = ipaddress.ip_address(bracketed[1] if bracketed else text)
+    except ValueError:
+        name = text.lower()
+        is_name = _HOST_NAME.fullmatch(name) and len(name) <= _MAX_HOST_NAME
+        if not is_name or _MEANT_AS_IPV4.fullmatch(name):
+            message = f"must begin with an address or a host name, not {_shown(text)}"
+            raise RefusedValue(message, "for example 192.0.2.7:4573 or agi.example.com:4573") from None
+        return name
+    if bool(bracketed) != (address.version == 6):
+        raise RefusedValue(
+            "must have brackets around an IPv6 address, and only there", "for example [2001:db8::7]:4573"
+        )
+    return str(address)
+
+
+def _parse_server_address(value: object) -> ServerAddress:
+    if isinstance(value, ServerAddress):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(f"must be a server such as agi.example.com:4573, not {_shown(value)}")
+    return ServerAddress.parse(value)
 
 
 # -- Databases' names and URLs ----------------------------------------------------------------------------
@@ -307,7 +387,7 @@ def find_login(url: str) -> re.Match[str] | None:
     return _LOGIN.match(match["rest"]) if match else None
 
 
-# -- Numbers, truth values, paths, handlers and options ----------------------------------------------------
+# -- Numbers, truth values, paths, handlers, commands and options ------------------------------------------
 
 
 def _unquoted(value: object) -> object:
@@ -377,6 +457,27 @@ def _parse_handler(value: str) -> str:
     head, _, tail = value.rpartition(".")
     guess = f"did you mean '{head}:{tail}'?" if head and not colon else ""
     raise RefusedValue(f"must be package.module:function, not {_shown(value)}", guess)
+
+
+def _parse_command(value: str) -> str:
+    _parse_absolute_path(value)
+    if re.search(r"[{}]", re.sub(r"\{\w+\}", "", value)):
+        raise RefusedValue("must hold '{' and '}' only around a name", "for example {script} or {1}")
+    if ".." in value.split("/"):
+        raise ValueError("must not hold '..' as a part of its path")
+    return value
+
+
+def _parse_process_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("must not hold NUL, with which the system ends a text")
+    return value
+
+
+def _parse_variable_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", value):
+        raise ValueError("must be a name of letters, digits and '_' that does not begin with a digit")
+    return value
 
 
 def _parse_options(value: object) -> object:
@@ -498,5 +599,18 @@ DatabaseUrls: TypeAlias = Annotated[
 HandlerName: TypeAlias = Annotated[str, AfterValidator(_parse_handler)]
 #: What the dialplan does after a failure, see :class:`~fastagi_pool.endings.OnError`.
 ErrorPolicy: TypeAlias = Annotated[str, AfterValidator(_parse_error_policy)]
+#: Where another FastAGI server listens.
+Server: TypeAlias = Annotated[
+    ServerAddress,
+    PlainValidator(_parse_server_address),
+    PlainSerializer(_as_text, when_used="json"),
+    WithJsonSchema({"title": "host:port", "type": "string"}),
+]
+#: The absolute path of a script; it may hold placeholders as ``{script}``.
+Command: TypeAlias = Annotated[str, AfterValidator(_parse_command)]
+#: What a process can be given as an argument or as the value of a variable.
+ProcessText: TypeAlias = Annotated[Text, AfterValidator(_parse_process_text)]
+#: By which a process finds a variable of its environment.
+VariableName: TypeAlias = Annotated[str, AfterValidator(_parse_variable_name)]
 #: Free settings of any depth.
 Options: TypeAlias = Annotated[Mapping[str, object], BeforeValidator(_parse_options)]

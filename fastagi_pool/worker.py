@@ -151,6 +151,9 @@ class Worker:
         self._over = gevent.event.Event()
         self._databases = application.make_databases()
         self._state: dict[str, Any] = {}
+        if application.door is not None:
+            application.door.leave_the_far_end()
+        self._launches = application.connect_scripts(self._log)
         self._recorder = Recorder(self._config.runtime_dir / FOLDER)
         file = surroundings.access
         self._access = AccessLog(file, self._identity, self._hub.loop.run_callback) if file else None
@@ -226,6 +229,8 @@ class Worker:
                 self._log.exception("teardown failed")
         for database in self._databases.values():
             database.close()
+        if self._launches is not None:
+            self._launches.close()
         if self._access is not None:
             self._access.flush()
         return 0

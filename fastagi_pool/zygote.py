@@ -19,7 +19,7 @@ import os
 import signal
 from collections.abc import Callable, Collection
 from select import POLLIN
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Protocol
 
 from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.messages import Begin, Channel, Ended, Fork, Forked, ForkFailed, Message, ReopenLogs
@@ -44,6 +44,16 @@ _TICK_S: Final = 1.0
 Prepare = Callable[[Begin, list[int]], Callable[[int], int]]
 
 
+class Companion(Protocol):
+    """A process of the generation's that is no worker: kept alive here, and none of the master's business."""
+
+    def look_after(self) -> None:
+        """Do what there is to do for it; called once a second at least."""
+
+    def has_ended(self, pid: int) -> bool:
+        """Hear that a process of ours has ended; return whether it was this one."""
+
+
 class Zygote:
     """Forks workers when told to, until the master is gone."""
 
@@ -55,6 +65,7 @@ class Zygote:
         reopen_logs: Callable[[], None],
         set_title: Callable[[str], None],
         poll: Callable[[], Any],
+        companion: Companion,
     ) -> None:
         """Prepare to serve the master.
 
@@ -67,6 +78,7 @@ class Zygote:
             set_title: Sets the process title.
             poll: The standard library's ``select.poll``; gevent's would start a hub, which takes
                 SIGCHLD for itself.
+            companion: The other process that is ours besides the workers.
         """
         self._channel = channel
         self._prepare = prepare
@@ -75,6 +87,7 @@ class Zygote:
         self._reopen_logs = reopen_logs
         self._set_title = set_title
         self._poll = poll
+        self._companion = companion
 
     def run(self) -> int:
         """Serve until the master closes the channel; return the exit code."""
@@ -96,6 +109,7 @@ class Zygote:
             if bell in ready:
                 os.read(bell, 512)
             self._reap()
+            self._companion.look_after()
             if self._channel.fileno() in ready:
                 received = self._channel.receive()
                 if received is None:
@@ -147,4 +161,5 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            self._channel.send(Ended(pid, status))
+            if not self._companion.has_ended(pid):
+                self._channel.send(Ended(pid, status))

@@ -9,12 +9,13 @@ from textwrap import dedent
 
 import pytest
 
-from fastagi_pool.application import Application, assemble
+from fastagi_pool.application import Application, assemble, upstream_settings
 from fastagi_pool.config import load, load_text
 from fastagi_pool.endings import GO_ON, ErrorAction, OnError
 from fastagi_pool.errors import ConfigError, Problem
 from fastagi_pool.protocol import Request
 from fastagi_pool.routes import RouteKind
+from fastagi_pool.upstreams import Server, UpstreamSettings
 
 HANDLER = "def serve(call, context):\n    return 'served'\n"
 
@@ -179,6 +180,89 @@ def test_databases_and_descriptors(workshop: Workshop) -> None:
     assert (other.sql_mode, other.multi_statements) == ("", False)
     # One for each call, whether served or waiting, and connection, one to listen, and 64 to spare.
     assert application.descriptors == 100 + 20 + 5 + 1 + 64
+
+
+def test_a_route_of_scripts(workshop: Workshop) -> None:
+    """What the operator wrote about scripts is what their handler, and the launcher, get."""
+    (workshop.folder / "did.agi").touch()
+    application = workshop.assemble(
+        f"""
+        calls_per_worker: 100
+        max_queue: 20
+        routes:
+          - script: did.agi
+            command: {workshop.folder}/{{script}}
+            precompile: perl
+            process:
+              interpreter: [/usr/bin/perl, -w]
+              arguments: [a, b]
+              max_processes: 7
+              max_queue: 8
+              max_wait: 9s
+              grace: 3s
+              cpu_time: 4s
+              max_memory: 64MB
+              max_output: 32KB
+              directory: /tmp
+              environment: {{SITE: main}}
+              background: no
+              compile_timeout: 11s
+        """
+    )
+    [handler] = application.scripts
+    settings, process = handler.settings, handler.settings.process
+    assert application.handlers["did.agi"] is handler
+    assert settings.fixed_file == f"{workshop.folder}/did.agi"
+    assert (settings.folder, settings.arguments) == (str(workshop.folder), ("a", "b"))
+    assert (settings.most_processes, settings.max_queue, settings.max_wait_s) == (7, 8, 9.0)
+    assert (settings.grace_s, settings.output_bytes) == (3.0, 32 << 10)
+    assert (process.precompile, process.interpreter) == ("perl", ["/usr/bin/perl", "-w"])
+    assert (process.cpu_s, process.memory_bytes, process.directory) == (4.0, 64 << 20, "/tmp")
+    assert (process.background, process.compile_timeout_s, process.warm) == (False, 11.0, 0)
+    assert process.environment["SITE"] == "main"
+    [route] = application.table.routes
+    assert route.handler == f"command {workshop.folder}/{{script}}"
+    # Three pipes for each process besides what every worker needs.
+    assert application.descriptors == 100 + 20 + 3 * 7 + 1 + 64
+    assert application.door is not None
+
+
+def test_a_route_of_servers(workshop: Workshop) -> None:
+    """What the operator wrote about other servers is shown, and needs a descriptor for each call."""
+    application = workshop.assemble(
+        """
+        calls_per_worker: 100
+        max_queue: 20
+        routes: [{default: true, upstream: ["127.0.0.1:4578", "[::1]:4579"]}]
+        """
+    )
+    [route] = application.table.routes
+    assert route.handler == "upstream 127.0.0.1:4578, [::1]:4579"
+    assert application.descriptors == 2 * (100 + 20) + 1 + 64
+    assert (application.scripts, application.door) == ((), None)
+
+
+def test_a_place_at_a_server(workshop: Workshop) -> None:
+    """Servers come in order, with their own limits and with those of the route."""
+    loaded = load_text(
+        """
+routes:
+  - default: true
+    upstream:
+      servers: ["127.0.0.1:4578", {address: "agi.example.com:4579", max_calls: 5}]
+      connect_timeout: 3s
+      max_queue: 4
+      max_wait: 6s
+""",
+        "pool.yaml",
+        workshop.folder,
+        {},
+    )
+    upstream = loaded.config.routes[0].upstream
+    assert upstream is not None
+    assert upstream_settings(upstream) == UpstreamSettings(
+        (Server("127.0.0.1", 4578), Server("agi.example.com", 4579, 5)), 3.0, 4, 6.0
+    )
 
 
 def test_hooks_are_collected_once(workshop: Workshop) -> None:
@@ -395,6 +479,22 @@ def test_a_shadowed_route(workshop: Workshop) -> None:
         "pool.yaml:4: routes[1]: this route can never be chosen: * (glob *) takes all its calls "
         "(give it a higher priority, or take one of them out)"
     )
+
+
+def test_scripts_that_are_not_there(workshop: Workshop) -> None:
+    """A folder of scripts, or the one script of a route, that the machine does not have is told at once."""
+    folder = workshop.folder
+    one, other = workshop.problems(
+        f"""\
+        routes:
+          - {{glob: "*.agi", command: "{folder}/nowhere/{{script}}"}}
+          - {{script: a.sh, command: "{folder}/{{script}}"}}
+        """
+    )
+    assert str(one) == (
+        f"pool.yaml:3: routes[0].command: has its scripts in {folder}/nowhere, which is no folder"
+    )
+    assert str(other) == f"pool.yaml:4: routes[1].command: names no file: {folder}/a.sh"
 
 
 def test_everything_is_told_at_once(workshop: Workshop) -> None:

@@ -17,19 +17,24 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from fastagi_pool.config import (
-    CommandGuard,
     Config,
     Database,
-    HangupPolicy,
     Limits,
     LoadedConfig,
     Log,
     LogLevel,
-    Route,
     load,
     load_text,
 )
 from fastagi_pool.errors import ConfigError
+from fastagi_pool.routeconfig import (
+    CommandGuard,
+    HangupPolicy,
+    Process,
+    Route,
+    Upstream,
+    UpstreamServer,
+)
 from fastagi_pool.schema import effective
 from fastagi_pool.values import ListenAddress, ListenKind
 
@@ -390,7 +395,6 @@ def test_problem_of_a_key(line: str, message: str) -> None:
             "handler: a:b, script: x, glob: y",
             ": must have exactly one of 'script', 'glob', 'regex' and 'default: true'",
         ),
-        ("script: x", ".handler: is missing"),
         ("script: x, handlr: a:b", ".handlr: is not a known key (did you mean 'handler'?)"),
         (
             "script: x, handler: a.b.c",
@@ -552,7 +556,8 @@ def test_problem_in_an_included_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(tmp_path / "main.yaml", {})
     assert [str(found) for found in caught.value.problems] == [
-        f"{tmp_path}/more.yaml:4: routes[1].handler: is missing"
+        f"{tmp_path}/more.yaml:4: routes[1]: must have exactly one of 'handler', 'command' and 'upstream' "
+        "(a Python function, a script to run, or a server to forward to)"
     ]
 
 
@@ -611,7 +616,7 @@ def test_nonsense_is_a_config_error(keys: dict[str, str]) -> None:
 # -- Descriptions and samples -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [Config, Limits, Log, Database, Route])
+@pytest.mark.parametrize("model", [Config, Limits, Log, Database, Route, Process, Upstream, UpstreamServer])
 def test_every_key_is_described(model: type[BaseModel]) -> None:
     """Each key carries the sentence or two that the reference is made of."""
     for name, info in model.model_fields.items():
@@ -662,7 +667,12 @@ def test_full_sample_examples_work(tmp_path: Path) -> None:
         found.config.databases["calls"].connect_urls()[0]
         == "mysql+pymysql://fastagi:secret@db1.example.com/calls"
     )
-    assert len(found.config.routes) == 4
-    assert all(callable(resolve_name(route.handler)) for route in found.config.routes)
+    assert len(found.config.routes) == 8
+    handlers = [route.handler for route in found.config.routes if route.handler]
+    assert len(handlers) == 4
+    assert all(callable(resolve_name(handler)) for handler in handlers)
     written = {str(location[-1]) for location in found.source_map.places if location}
     assert {*Database.file_keys(), *Route.file_keys()} <= written
+    for model, section in ((Process, "process"), (Upstream, "upstream"), (UpstreamServer, "servers")):
+        below = (location for location in found.source_map.places if section in location)
+        assert set(model.file_keys()) <= {str(location[-1]) for location in below}

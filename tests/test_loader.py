@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
+import signal
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from fastagi_pool.application import assemble
 from fastagi_pool.config import load_text
 from fastagi_pool.errors import BootError
 from fastagi_pool.listeners import Address
-from fastagi_pool.loader import claim_descriptors, describe
+from fastagi_pool.loader import LauncherKeeper, claim_descriptors, describe
 from fastagi_pool.pool import PoolLimits
 
 _YAML = """
@@ -94,3 +96,39 @@ def test_few_descriptors_are_always_there(needed: int) -> None:
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     claim_descriptors(needed)
     assert resource.getrlimit(resource.RLIMIT_NOFILE) == before
+
+
+def test_the_launcher_is_replaced_but_not_in_a_hurry(tmp_path: Path) -> None:
+    """A launcher that died is started again, but not at once; no stranger's end is taken for its own."""
+    (tmp_path / "a.agi").touch()
+    yaml = f"runtime_dir: /tmp\nroutes: [{{default: true, command: {tmp_path}/a.agi}}]"
+    application = assemble(load_text(yaml, "pool.yaml", tmp_path, {}))
+    assert application.door is not None
+    keeper = LauncherKeeper(application, str(tmp_path / "log"))
+    keeper.look_after()
+    assert _children() == []
+    keeper.begin(1)
+    [first] = _children()
+    assert not keeper.has_ended(first + 1)
+    os.kill(first, signal.SIGKILL)
+    assert os.waitpid(first, 0)[0] == first
+    assert keeper.has_ended(first)
+    keeper.look_after()
+    assert _children() == []
+    while not _children():
+        keeper.look_after()
+    [second] = _children()
+    assert second != first
+    application.door.close()
+    assert os.waitpid(second, 0) == (second, 0)
+
+
+def test_without_scripts_there_is_no_launcher(tmp_path: Path) -> None:
+    """A pool without legacy scripts has no process for them."""
+    keeper = LauncherKeeper(assemble(load_text(_YAML, "pool.yaml", tmp_path, {})), "-")
+    keeper.begin(1)
+    assert _children() == []
+
+
+def _children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]

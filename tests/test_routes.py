@@ -12,7 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastagi_pool.protocol import Request
-from fastagi_pool.routes import Route, RouteKind, RouteTable, Verdict, script_fault
+from fastagi_pool.routes import Route, RouteKind, RouteTable, Verdict, capture_names, script_fault
 
 SCRIPT, GLOB, REGEX, DEFAULT = RouteKind.SCRIPT, RouteKind.GLOB, RouteKind.REGEX, RouteKind.DEFAULT
 
@@ -97,6 +97,21 @@ def test_captures(kind: RouteKind, pattern: str, script: str, captures: dict[str
     """A pattern must match the whole script; what its wildcards or groups caught is told."""
     match = RouteTable([route(kind, pattern)]).match(request(script))
     assert (None if match is None else dict(match.captures)) == captures
+
+
+@pytest.mark.parametrize(
+    ("kind", "pattern", "names"),
+    [
+        (GLOB, "a/*/b?", ("1", "2")),
+        (GLOB, "**", ("1",)),
+        (GLOB, "a", ()),
+        (REGEX, r"(\w)(?P<kind>\w)(?:x)((y))", ("1", "kind", "3", "4")),
+        (REGEX, "a", ()),
+    ],
+)
+def test_capture_names(kind: RouteKind, pattern: str, names: tuple[str, ...]) -> None:
+    """What a pattern catches has the same names before any script has come as in a match."""
+    assert capture_names(kind, pattern) == names
 
 
 def test_the_query_is_no_part_of_the_script() -> None:

@@ -14,11 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastagi_pool.config import Config, Database, Limits, LoadedConfig, Log, Route, load_text
+from fastagi_pool.config import Config, Database, Limits, LoadedConfig, Log, load_text
+from fastagi_pool.routeconfig import Process, Route, Upstream
 from fastagi_pool.schema import effective, json_schema
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = Config(routes=(Route(default=True, handler="a:b"),))
+#: The mappings inside the file.
+SECTIONS = ("Database", "Limits", "Log", "Process", "Route", "Upstream", "UpstreamServer")
 #: What stands in the schema for a ``${NAME}``, and for text that may look like a number.
 VARIABLE = {"type": "string", "pattern": r"\$\{.+\}"}
 TEXT = {"title": "text", "type": ["string", "number", "boolean"]}
@@ -60,7 +63,7 @@ def accepted_types(schema: Mapping[str, Any]) -> set[str]:
 def test_schema_accepts_a_variable_for_every_value() -> None:
     """Where the schema wants a number or a truth value, it accepts the text of a ``${NAME}`` too."""
     schema: dict[str, Any] = json_schema()
-    sections = [schema, *(schema["$defs"][name] for name in ("Limits", "Log", "Database", "Route"))]
+    sections = [schema, *(schema["$defs"][name] for name in SECTIONS)]
     for section in sections:
         assert section["additionalProperties"] is False
         for key, value in section["properties"].items():
@@ -73,7 +76,8 @@ def test_schema_knows_every_key() -> None:
     """An editor offers exactly the keys that a file may have."""
     schema: dict[str, Any] = json_schema()
     assert set(schema["properties"]) == {*Config.file_keys(), "include"}
-    assert set(schema["$defs"]["Database"]["properties"]) == set(Database.file_keys())
+    for model in (Database, Process, Route, Upstream):
+        assert set(schema["$defs"][model.__name__]["properties"]) == set(model.file_keys())
 
 
 def references(schema: object) -> Iterator[str]:
@@ -91,7 +95,7 @@ def test_schema_defines_what_it_refers_to() -> None:
     schema: dict[str, Any] = json_schema()
     assert (
         set(references(schema))
-        == {f"#/$defs/{name}" for name in ("Database", "Limits", "Log", "Route")}
+        == {f"#/$defs/{name}" for name in SECTIONS}
         == {f"#/$defs/{name}" for name in schema["$defs"]}
     )
 
@@ -110,7 +114,9 @@ def test_schema_defines_what_it_refers_to() -> None:
             {"anyOf": [{"enum": ["debug", "info", "warning", "error"]}, VARIABLE], "default": "info"},
         ),
         ("Route", "name", {"type": "string", "maxLength": 100, "default": ""}),
-        ("Route", "handler", {"type": "string"}),
+        ("Route", "handler", {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}),
+        ("Route", "process", {"anyOf": [{"$ref": "#/$defs/Process"}, {"type": "null"}], "default": None}),
+        ("UpstreamServer", "address", {"title": "host:port", "type": "string"}),
         ("Route", "context", {"anyOf": [TEXT, {"type": "null"}], "default": None}),
         ("Route", "query", {"type": "object", "additionalProperties": TEXT, "default": {}}),
         ("Route", "options", {"type": "object", "additionalProperties": True, "default": {}}),
@@ -134,6 +140,9 @@ routes:
 - default: true
   handler: a:b
   options: {api_key: hunter2, deep: [{Password: hunter2, upstream: 'agi://me:hunter2@h'}], open: shown}
+- script: x
+  command: /agi/x
+  process: {environment: {DB_PASSWORD: hunter2, LANG: plain}}
 """
 
 
@@ -144,8 +153,9 @@ def test_effective_shows_no_secret() -> None:
     assert "hunter2" not in text
     assert "mysql://me:***@h/d\n" in text
     assert "open: shown" in text
-    databases = repr(found.config.databases)
-    assert "hunter2" not in databases
+    assert "LANG: plain" in text
+    for shown in (found.config.databases, found.config.routes[1]):
+        assert "hunter2" not in repr(shown)
 
 
 def test_effective_shows_every_default_readably() -> None:
@@ -176,6 +186,14 @@ def test_effective_can_be_loaded_again(tmp_path: Path) -> None:
         databases: {{a: {{url: ["sqlite:///a", "sqlite:///b"], max_age: 1h30m}}}}
         routes:
         - {{script: 007, context: yes, handler: a:b, databases: [a], idle_timeout: 0, priority: -5}}
+        - {{glob: 'x/*', command: '/agi/{{1}}.agi', precompile: perl}}
+        - script: y
+          command: /agi/y
+          warm: 2
+          process:
+            {{arguments: [1, "~"], environment: {{A: yes}}, interpreter: [/usr/bin/php, -q], cpu_time: 90}}
+        - {{script: z, upstream: "agi:4573"}}
+        - {{script: z2, upstream: ["[2001:db8::1]:1", {{address: "b:1", max_calls: 5}}]}}
         - {{regex: '^a\.(b|$)$', handler: a:b, arguments: {{1: 5, 127: "~"}}, query: {{off: "*"}}}}
         """,
         {"X": "${Y}"},

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from fastagi_pool.values import (
     MAX_DURATION_S,
     AbsolutePath,
+    Command,
     DatabaseName,
     DatabaseUrls,
     ErrorPolicy,
@@ -24,7 +25,11 @@ from fastagi_pool.values import (
     Options,
     PathOrNothing,
     Position,
+    ProcessText,
+    Server,
+    ServerAddress,
     Truth,
+    VariableName,
     Whole,
     Workers,
     find_login,
@@ -147,6 +152,48 @@ def test_size_survives_writing(size: int) -> None:
     assert parse_size(format_size(size)) == size
 
 
+# -- Servers to forward calls to --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "host", "written", "is_loopback"),
+    [
+        ("192.0.2.7:4573", "192.0.2.7", "192.0.2.7:4573", False),
+        ("127.0.0.2:4573", "127.0.0.2", "127.0.0.2:4573", True),
+        ("[2001:DB8:0::7]:4573", "2001:db8::7", "[2001:db8::7]:4573", False),
+        ("[::1]:4573", "::1", "[::1]:4573", True),
+        ("localhost:4573", "localhost", "localhost:4573", True),
+        ("AGI-1.example.com.:4573", "agi-1.example.com.", "agi-1.example.com.:4573", False),
+        ("agi_1:4573", "agi_1", "agi_1:4573", False),
+    ],
+)
+def test_server_address(text: str, host: str, written: str, is_loopback: bool) -> None:
+    """An address of a server is read, and written so that it is read as the same."""
+    found = ServerAddress.parse(text)
+    assert (found.host, found.port, str(found), found.is_loopback) == (host, 4573, written, is_loopback)
+    assert ServerAddress.parse(str(found)) == found
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        *((text, "a port from 1 to 65535") for text in ("", "a", "a:", "a:0", "a:65536", "a:x", "a: 1")),
+        *(
+            (text, "an address or a host name")
+            for text in (":1", "*:1", "a b:1", "-a:1", "a..b:1", "256.0.0.1:1", "1.2:1", "\u00e4:1", "[a]:1")
+        ),
+        (f"{'a' * 64}:1", "an address or a host name"),
+        (f"{'a.' * 127}:1", "an address or a host name"),
+        ("::1:1", "brackets around an IPv6 address"),
+        ("[127.0.0.1]:1", "brackets around an IPv6 address"),
+    ],
+)
+def test_server_address_refuses(text: str, message: str) -> None:
+    """What leads to no server is refused before the first call looks for it."""
+    with pytest.raises(ValueError, match=message):
+        ServerAddress.parse(text)
+
+
 # -- Addresses --------------------------------------------------------------------------------------------
 
 
@@ -253,6 +300,11 @@ def test_find_login(url: str, login: tuple[str, str | None] | None) -> None:
         (DatabaseUrls, "sqlite://", ("sqlite://",)),
         (DatabaseUrls, ["a://x", "a://y"], ("a://x", "a://y")),
         (HandlerName, "a.b:c", "a.b:c"),
+        (Command, "/agi/{script}/{1}{name}", "/agi/{script}/{1}{name}"),
+        (ProcessText, "a\n\udcff", "a\n\udcff"),
+        (VariableName, "_A1", "_A1"),
+        (Server, "a:1", ServerAddress("a", 1)),
+        (Server, ServerAddress("a", 1), ServerAddress("a", 1)),
         (ErrorPolicy, "hangup", "hangup"),
         (ErrorPolicy, "goto  a, s ,n", "goto a,s,n"),
         (Options, {"a": Bare("1"), "b": "1", "c": [Bare("true")]}, {"a": 1, "b": "1", "c": [True]}),
@@ -282,6 +334,14 @@ def test_kinds_read(kind: Any, written: object, value: object) -> None:
         (DatabaseUrls, "host/db", "must be a URL"),
         (DatabaseUrls, ["a://x", "b://x"], "same driver"),
         (HandlerName, "a.b.c", "package.module:function"),
+        (Command, "agi/x", "absolute path"),
+        (Command, "/agi/{{script}}", "only around a name"),
+        (Command, "/agi/{a-b}", "only around a name"),
+        (Command, "/agi/..", "must not hold '..'"),
+        (ProcessText, "a\0", "must not hold NUL"),
+        (VariableName, "1A", "not begin with a digit"),
+        (VariableName, "A=", "letters, digits and '_'"),
+        (Server, 5, "must be a server such as"),
         (ErrorPolicy, "hang up", "must be 'continue', 'hangup' or 'goto context,extension,priority'"),
         (ErrorPolicy, "goto s,1", "must be 'continue', 'hangup' or 'goto context,extension,priority'"),
         (Options, {"a": Bare("on")}, "may be text or a truth value"),

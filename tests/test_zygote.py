@@ -16,6 +16,8 @@ from fastagi_pool.messages import Begin, Channel, Ended, Fork, Forked, Message, 
 from fastagi_pool.zygote import MASTER_SIGNALS, Zygote
 
 _Message = TypeVar("_Message", bound=Message)
+#: The generation whose zygote has a process besides its workers.
+WITH_COMPANION = 99
 
 
 class RunningZygote:
@@ -27,6 +29,8 @@ class RunningZygote:
     """
 
     def __init__(self, worker: Callable[[int], int]) -> None:
+        self._companion = 0
+        self._companion_wanted = False
         self._reading, self._writing = os.pipe()
         self.channel, theirs = Channel.pair()
         self.pid = os.fork()
@@ -34,12 +38,34 @@ class RunningZygote:
             try:
                 self.channel.close()
                 code = Zygote(
-                    theirs, self._told(worker), {signal.SIGTERM}, self._reopen, lambda title: None, poll
+                    theirs,
+                    self._told(worker),
+                    {signal.SIGTERM},
+                    self._reopen,
+                    lambda title: None,
+                    poll,
+                    self,
                 ).run()
                 os._exit(code)
             finally:
                 os._exit(99)
         theirs.close()
+
+    def look_after(self) -> None:
+        """Start the companion of a generation that has one (in the zygote)."""
+        if self._companion_wanted:
+            self._companion_wanted = False
+            self._companion = os.fork()
+            if self._companion == 0:
+                signal.pause()
+            self.say(f"companion={self._companion}")
+
+    def has_ended(self, pid: int) -> bool:
+        """Whether it was the companion (in the zygote)."""
+        if pid != self._companion:
+            return False
+        self.say("the companion has ended")
+        return True
 
     def say(self, text: str) -> None:
         """Tell the test something (in the zygote or its workers)."""
@@ -74,6 +100,8 @@ class RunningZygote:
 
     def _told(self, worker: Callable[[int], int]) -> Callable[[Begin, list[int]], Callable[[int], int]]:
         def prepare(begin: Begin, listeners: list[int]) -> Callable[[int], int]:
+            self._companion_wanted = begin.generation == WITH_COMPANION
+
             def live(slot: int) -> int:
                 blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
                 names = [socket.socket(fileno=listener).getsockname()[1] for listener in listeners]
@@ -152,6 +180,16 @@ def test_logs_are_reopened(zygote: RunningZygote) -> None:
     """The zygote reopens its logs when told, so that later workers inherit the new files."""
     zygote.channel.send(ReopenLogs())
     assert zygote.hear() == "reopened"
+
+
+def test_the_companion_is_looked_after(zygote: RunningZygote) -> None:
+    """The process besides the workers is started with them, and its end is told to nobody but its keeper."""
+    zygote.channel.send(Begin(WITH_COMPANION))
+    pid = int(zygote.hear().removeprefix("companion="))
+    os.kill(pid, signal.SIGKILL)
+    assert zygote.hear() == "the companion has ended"
+    worker = zygote.fork(5)
+    assert zygote.expect(Ended).pid == worker
 
 
 def test_masters_signals_are_ignored(zygote: RunningZygote) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mariadb import MariaDBServer
 
 from fastagi_pool.application import database_settings
-from fastagi_pool.config import HangupPolicy, LoadedConfig, load, load_text
+from fastagi_pool.config import LoadedConfig, load, load_text
 from fastagi_pool.database import Database
 from fastagi_pool.errors import OperatorError
 from fastagi_pool.handlers.vicidial.astguiclient import (
@@ -25,6 +25,7 @@ from fastagi_pool.handlers.vicidial.astguiclient import (
     read,
     to_yaml,
 )
+from fastagi_pool.routeconfig import HangupPolicy
 from fastagi_pool.schema import effective
 
 SAMPLE: Final = Path(__file__).resolve().parents[3] / "conf" / "vicidial.yaml"
