@@ -322,6 +322,43 @@ def explain(source: Source, url: str, arguments: tuple[str, ...], dialplan_conte
         sys.exit(1)
 
 
+# --- dialplan
+
+
+@cli.command()
+@click.argument("file", metavar="EXTENSIONS_FILE")
+@click.option("--server", default=DEFAULT_SERVER, show_default=True, help="Where this server listens.")
+@click.option(
+    "--agi-dir",
+    "agi_dirs",
+    multiple=True,
+    metavar="FOLDER",
+    help="Where local scripts lie, Asterisk's astagidir first; may be repeated.  "
+    "[default: /var/lib/asterisk/agi-bin]",
+)
+def dialplan(file: str, server: str, agi_dirs: tuple[str, ...]) -> None:
+    """Print, as a patch, what changes in a dialplan that is to call its local AGI scripts here.
+
+    Nothing is touched: apply it by 'patch EXTENSIONS_FILE DIFF'. What was left alone, and why, and the
+    scripts that need a route are listed on standard error.
+    """
+    from fastagi_pool.dialplan import DEFAULT_AGI_DIR, as_diff, report, rewrite, unsupported_language
+
+    language = unsupported_language(file)
+    if language:
+        raise OperatorError(f"{file}: {language} is not understood, only the syntax of extensions.conf")
+    try:
+        text = Path(file).read_bytes().decode(errors="surrogateescape")
+        rewriting = rewrite(text, server, agi_dirs or (DEFAULT_AGI_DIR,))
+    except OSError as error:
+        raise OperatorError(f"{file}: {error.strerror}") from error
+    except ValueError as error:
+        raise click.UsageError(str(error)) from error
+    click.echo(as_diff(rewriting, file).encode(errors="surrogateescape"), nl=False)
+    for line in report(rewriting, file):
+        click.echo(line, err=True)
+
+
 # --- call
 
 

@@ -559,3 +559,40 @@ def test_status_of_a_pool_that_died(tmp_path: Path) -> None:
     done = run("status", "-c", pool.config_path)
     assert done.returncode == 3
     assert "NOT RUNNING" in done.stdout
+
+
+def test_dialplan(tmp_path: Path) -> None:
+    """The patch comes on standard output, what was left alone on standard error; the file is not touched."""
+    file = tmp_path / "extensions.conf"
+    text = b"[a]\nsame => n,AGI(x.agi,\xe9)\r\nsame => n,EAGI(y)\n"
+    file.write_bytes(text)
+    command = (*COMMAND, "dialplan", str(file), "--server", "pbx:1")
+    done = subprocess.run(command, capture_output=True, timeout=60, check=True)
+    assert b"+same => n,AGI(agi://pbx:1/x.agi,\xe9)\r\n" in done.stdout
+    assert b":3: left alone: EAGI(y): impossible" in done.stderr
+    assert done.stderr.endswith(b"these scripts need a route:\n  x.agi\n")
+    assert file.read_bytes() == text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("/nowhere",),
+        ("/",),
+        ("extensions.ael",),
+        ("/dev/null", "--server", "a,b"),
+        ("/dev/null", "--agi-dir", "x"),
+    ],
+    ids=" ".join,
+)
+def test_dialplan_that_cannot_be_read(arguments: tuple[str, ...]) -> None:
+    """Files and options that cannot be used are told in words, with exit code 2."""
+    done = run("dialplan", *arguments)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr
+
+
+def test_dialplan_in_which_nothing_changes() -> None:
+    """No change is no patch, and is said."""
+    done = run("dialplan", "/dev/null")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "/dev/null: nothing changes\n")
