@@ -25,6 +25,7 @@ from bench import FULL, QUICK, Bench
 from commands import commands
 from endurance import balance, held, soak
 from figures import Section, facts_text, not_measured, rewrite, section_text
+from legacy_calls import legacy
 from load import LoadFailed, LoadSource
 from machine import facts
 from service import PoolFailed
@@ -41,6 +42,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Bench], Section]]] = {
     "recycle": recycle,
     "rates": rates,
     "vicidial": vicidial,
+    "legacy": legacy,
     "soak": soak,
     "held": held,
     "balance": balance,
