@@ -115,6 +115,5 @@ class Channel(channel.Channel[Message]):
     """One end of the conversation between the master and a loader."""
 
     KINDS: Mapping[str, type[Message]] = {
-        kind.__name__: kind
-        for kind in (Loaded, Refused, Begin, Fork, Forked, ForkFailed, Ended, ReopenLogs)
+        kind.__name__: kind for kind in (Loaded, Refused, Begin, Fork, Forked, ForkFailed, Ended, ReopenLogs)
     }
