@@ -15,7 +15,8 @@ import json
 import socket
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
+from functools import cache
 from typing import TYPE_CHECKING, Final, Generic, Self, TypeVar
 
 if TYPE_CHECKING:
@@ -67,7 +68,9 @@ class Channel(Generic[MessageT]):
         Raises:
             BlockingIOError: The socket does not block, and the other end is behind with reading.
         """
-        data = json.dumps({"kind": type(message).__name__, **asdict(message)}).encode()
+        # Not asdict(), which copies all the way down: half of the time that a message costs.
+        content = {name: getattr(message, name) for name in _field_names(type(message))}
+        data = json.dumps({"kind": type(message).__name__, **content}).encode()
         try:
             beside = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
             self._socket.sendmsg([data], beside)
@@ -127,3 +130,8 @@ class Channel(Generic[MessageT]):
     def close(self) -> None:
         """Let go of this end."""
         self._socket.close()
+
+
+@cache
+def _field_names(kind: type[DataclassInstance]) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(kind))

@@ -15,8 +15,7 @@ import os
 import resource
 import signal
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -358,17 +357,15 @@ def _look(file: str) -> Signature | None:
 
 def _recipe(launch: Launch) -> Recipe:
     """Tell what a zygote must be made of to fork a script: the limits are those of each call."""
-    settings = ProcessSettings(**launch.settings)
-    return Recipe(launch.file, _but(settings, "cpu_s", "warm", "background"), settings.compile_timeout_s)
+    timeout_s = launch.settings["compile_timeout_s"]
+    return Recipe(launch.file, _but(launch.settings, "cpu_s", "warm", "background"), timeout_s)
 
 
 def _goods(launch: Launch) -> Goods:
     """Tell what a warm process must be made of to be a call's."""
-    settings = ProcessSettings(**launch.settings)
-    return Goods(launch.file, _but(settings), tuple(launch.arguments), settings.warm)
+    return Goods(launch.file, _but(launch.settings), tuple(launch.arguments), launch.settings["warm"])
 
 
-def _but(settings: ProcessSettings, *names: str) -> str:
+def _but(settings: Mapping[str, Any], *names: str) -> str:
     """Write settings as one text, without some of them."""
-    fields = {name: value for name, value in asdict(settings).items() if name not in names}
-    return json.dumps(fields, sort_keys=True)
+    return json.dumps({name: settings[name] for name in settings.keys() - set(names)}, sort_keys=True)

@@ -203,6 +203,9 @@ def test_nonsense_is_answered(tmp_path: Path) -> None:
     script = _script(tmp_path, "print 1;")
     with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
         assert zygote.ask(b"run", b"0")[0] == b"error"
+        assert zygote.run(CALL).output == "1"
+        # The descriptors of the call before are not taken for those of this one.
+        assert zygote.ask(b"run", b"0")[0] == b"error"
         assert zygote.ask(b"dance")[0] == b"error"
         assert zygote.ask(b"reap", b"1") == [b"status", b"1", b"-1"]
         assert zygote.run(CALL).output == "1"

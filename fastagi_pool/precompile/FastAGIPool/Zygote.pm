@@ -58,6 +58,8 @@ sub UNICODE_LOCALE ()  { 64 }    # -CL
 
 my $INC_NAME = 'FastAGIPool/Zygote.pm';
 my ($SOCKET, $SCRIPT, $DIRECTORY, $TAINTED, $PRINTED, @ORIGINALS);
+# What the kernel writes a message and its descriptors into.
+my ($BYTES, $CONTROL) = ('', '');
 # Numbers of system calls on this machine.
 my ($CLOSE, $DUP3, $EXIT_GROUP, $FCNTL, $LSEEK, $OPENAT, $RECVMSG, $WRITE);
 
@@ -267,21 +269,22 @@ sub _write {
 
 # Wait for a request: return its bytes and the descriptors beside it. At the end of the conversation: leave.
 sub _hear {
-    my ($bytes, $control) = ('', '');
-    # vec, and not an assignment: the kernel writes into these, so nobody may share them with us.
-    vec($bytes, MAX_MESSAGE_BYTES - 1, 8) = 0;
-    vec($control, 63, 8) = 0;
-    my $iovec = pack 'P J', $bytes, MAX_MESSAGE_BYTES;
+    # vec, and not an assignment: the kernel writes into these, so nobody may share them with us. They are made
+    # once: to touch so much fresh memory for each call would cost more than the call.
+    vec($BYTES, MAX_MESSAGE_BYTES - 1, 8) = 0 if length $BYTES < MAX_MESSAGE_BYTES;
+    vec($CONTROL, 63, 8) = 0 if length $CONTROL < 64;
+    my $iovec = pack 'P J', $BYTES, MAX_MESSAGE_BYTES;
     # struct msghdr: name, its length, iovec, how many, control data, its length, flags.
-    my $header = pack 'J L x4 P J P J L x4', 0, 0, $iovec, 1, $control, length $control, 0;
+    my $header = pack 'J L x4 P J P J L x4', 0, 0, $iovec, 1, $CONTROL, length $CONTROL, 0;
     my $length;
     do { $length = syscall $RECVMSG, $SOCKET, $header, MSG_CMSG_CLOEXEC } while $length < 0 && $! == EINTR;
     _leave(0) if $length <= 0;
-    # struct cmsghdr: length, level, kind; descriptors follow.
-    my ($size, $level, $kind) = unpack 'J l l', $control;
-    my $rights = $size >= 16 && $level == SOL_SOCKET && $kind == SCM_RIGHTS;
-    my @received = $rights ? unpack 'l*', substr $control, 16, $size - 16 : ();
-    return substr($bytes, 0, $length), @received;
+    # How much control data came is written into the header. struct cmsghdr: length, level, kind; descriptors follow.
+    my $came = unpack 'x40 J', $header;
+    my ($size, $level, $kind) = unpack 'J l l', $CONTROL;
+    my $rights = $came >= 16 && $size >= 16 && $level == SOL_SOCKET && $kind == SCM_RIGHTS;
+    my @received = $rights ? unpack 'l*', substr $CONTROL, 16, $size - 16 : ();
+    return substr($BYTES, 0, $length), @received;
 }
 
 # End the zygote at once, without the script's END blocks and destructors.
