@@ -29,7 +29,7 @@ from fastagi_pool.endings import OnError
 from fastagi_pool.errors import ConfigError, DatabaseUnavailable, OperatorError, Problem
 from fastagi_pool.handlers.scripts import ScriptHandler
 from fastagi_pool.handlers.upstream import UpstreamHandler
-from fastagi_pool.launches import Launches
+from fastagi_pool.launches import MOST_LINGERING, Launches
 from fastagi_pool.launching import Door, ProcessSettings
 from fastagi_pool.legacy import CommandSettings
 from fastagi_pool.protocol import HeaderLimits
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
 
 #: Files that a worker needs besides its calls: logs, pipes, libraries that open something.
 _SPARE_DESCRIPTORS: Final = 64
-#: Our ends of a script's standard input, output and error.
-_PIPES: Final = 3
+#: Our ends of a script's standard input and output.
+_PIPES_OF_CALL: Final = 2
 _NONE_GIVEN: Final[Mapping[str, Handler]] = {}
 
 
@@ -148,9 +148,15 @@ class Application:
         """File descriptors that one worker may need at once."""
         connections = sum(settings.pool_size for settings in self.databases)
         calls = self.config.calls_per_worker + self.config.max_queue
-        pipes = sum(_PIPES * handler.settings.most_processes for handler in self.scripts)
+        pipes = self._pipes if self.scripts else 0
         forwarded = calls if any(route.upstream for route in self.config.routes) else 0
         return calls + connections + pipes + forwarded + len(self.config.listen) + _SPARE_DESCRIPTORS
+
+    @property
+    def _pipes(self) -> int:
+        """Our ends of pipes to scripts: a call keeps its own when its script has ended in a long command."""
+        errors = sum(handler.settings.most_processes for handler in self.scripts) + MOST_LINGERING
+        return _PIPES_OF_CALL * self.config.calls_per_worker + errors
 
 
 def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -> Application:

@@ -42,6 +42,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Final
+
+#: Of what somebody else said: it may be long, and goes into logs.
+_SHOWN_BYTES: Final = 200
 
 
 class FastAGIPoolError(Exception):
@@ -165,7 +169,8 @@ class ToldFailure(FastAGIPoolError):
     def __init__(self, line: bytes, said_all: bool = False) -> None:
         self.line = line
         self.said_all = said_all
-        super().__init__(f"it said {line.decode(errors='replace').strip()!r}")
+        shown = line[:_SHOWN_BYTES].decode(errors="replace").strip()
+        super().__init__(f"it said {shown!r}")
 
 
 class AGIError(FastAGIPoolError):

@@ -6,6 +6,8 @@ Laws:
     * While the launcher lives, it alone signals a script. If it died, we do: a script that nobody can end
       any more must not outlive it.
     * Nothing here waits in gevent's hub: what is said goes into an outbox, what is heard wakes greenlets.
+    * What scripts leave running does not use up our descriptors: of their standard errors only
+      :data:`MOST_LINGERING` are listened to, and beyond that the one that has been longest is closed.
 
 How it works: one channel to the launcher, opened at the first start and again at the first start after the
 launcher died; what comes on it is read in the hub. A greenlet that waits for its script waits for news of any
@@ -42,6 +44,8 @@ from fastagi_pool.launching import (
 
 #: What ``waitpid`` never gives: nobody knows how it ended.
 UNKNOWN_STATUS: Final = -1
+#: How many standard errors of scripts that have ended are listened to, because somebody still has them.
+MOST_LINGERING: Final = 256
 #: What a pipe of Linux holds. Source: pipe(7).
 _PIPE_BYTES: Final = 65536
 _READ: Final = 1
@@ -64,13 +68,20 @@ class Running:
         reason: Why it was not launched, or why nobody knows how it ended; else empty.
     """
 
-    def __init__(self, ref: str, say: Callable[[Order], None], on_over: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        ref: str,
+        say: Callable[[Order], None],
+        on_over: Callable[[], None],
+        lingering: dict[_Errors, None],
+    ) -> None:
         """Begin with an order that has not been answered (only ``Launches`` makes one).
 
         Args:
             ref: The call's reference.
             say: Tells the launcher.
             on_over: See ``Launches.start``.
+            lingering: All standard errors that are listened to beyond their scripts' ends, in their order.
         """
         self.ref = ref
         self.pid = 0
@@ -78,6 +89,7 @@ class Running:
         self.reason = ""
         self._say = say
         self._on_over = on_over
+        self._lingering = lingering
         self._hub: Any = gevent.get_hub()
         self._news = Event()
         self._given_up = False
@@ -132,9 +144,10 @@ class Running:
 
         Args:
             take: Called with each piece, and at last with nothing; must not wait.
-            linger: Whether processes that it leaves behind are listened to after its end.
+            linger: Whether processes that it leaves behind are listened to after its end, as far as
+                :data:`MOST_LINGERING` allows.
         """
-        self._errors = _Errors(self._stderr, take, linger)
+        self._errors = _Errors(self._stderr, take, self._lingering if linger else None)
         self._stderr = _CLOSED
         if self.is_over:
             self._errors.drain()
@@ -245,10 +258,12 @@ class Running:
 class _Errors:
     """Reads a script's standard error in the hub until its end, and closes it."""
 
-    def __init__(self, descriptor: int, take: Callable[[bytes], None], linger: bool) -> None:
+    def __init__(
+        self, descriptor: int, take: Callable[[bytes], None], lingering: dict[_Errors, None] | None
+    ) -> None:
         self._descriptor = descriptor
         self._take = take
-        self._linger = linger
+        self._lingering = lingering
         hub: Any = gevent.get_hub()
         self._watcher = hub.loop.io(descriptor, _READ)
         self._watcher.start(self._read)
@@ -257,8 +272,12 @@ class _Errors:
         """Read what is there now, after the script's end; then close, unless we linger."""
         # Once gives all that a pipe holds: more comes from those whom it left behind.
         self._read()
-        if not self._linger:
-            self._close()
+        if self._lingering is None:
+            self.close()
+        elif self._descriptor != _CLOSED:
+            self._lingering[self] = None
+            if len(self._lingering) > MOST_LINGERING:
+                next(iter(self._lingering)).close()
 
     def _read(self) -> None:
         if self._descriptor == _CLOSED:
@@ -270,13 +289,16 @@ class _Errors:
         if data:
             self._take(data)
         else:
-            self._close()
+            self.close()
 
-    def _close(self) -> None:
+    def close(self) -> None:
+        """Read no more, and say so."""
         if self._descriptor != _CLOSED:
             self._watcher.stop()
             self._watcher.close()
             self._descriptor = _closed(self._descriptor)
+            if self._lingering is not None:
+                self._lingering.pop(self, None)
             self._take(b"")
 
 
@@ -298,6 +320,7 @@ class Launches:
         self._writer: Any = None
         self._outbox: deque[Order] = deque()
         self._running: dict[str, Running] = {}
+        self._lingering: dict[_Errors, None] = {}
 
     @property
     def count(self) -> int:
@@ -330,7 +353,7 @@ class Launches:
         Raises:
             ScriptFailed: It could not be started; the message says why, as far as the launcher knows.
         """
-        running = Running(ref, self._say, on_over)
+        running = Running(ref, self._say, on_over, self._lingering)
         order = Launch(ref, file, arguments, dict(variables), dict(settings))
         try:
             _refuse_what_is_too_long(order)
@@ -351,6 +374,8 @@ class Launches:
     def close(self) -> None:
         """Let go of the launcher, which then ends what we have running."""
         self._lose("the worker has let go of the launcher")
+        for errors in list(self._lingering):
+            errors.close()
 
     # --- what we say
 

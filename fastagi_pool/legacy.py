@@ -13,6 +13,7 @@ Source: asterisk res/res_agi.c, launch_script(), setup_env() and run_agi().
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,9 @@ from fastagi_pool.protocol import Request
 LONGEST_LINE_BYTES: Final = 65536
 #: What a script says on its standard error without ever ending a line is logged in pieces of this size.
 LONGEST_ERROR_BYTES: Final = 8192
+#: What each of its lines counts for at least: what stands around it in the log is longer than that, and a
+#: flood of tiny lines would keep the log, and who writes it, busy for long.
+LEAST_ERROR_BYTES: Final = 100
 #: The folders of Debian's Asterisk, as it tells them to its scripts.
 #: Source: launch_script() in res_agi.c; /etc/asterisk/asterisk.conf of Debian's package.
 AST_VARIABLES: Final[Mapping[str, str]] = {
@@ -64,25 +68,26 @@ class CommandSettings:
         folder: Only files below it are run, wherever links lead.
         process: How its processes are run.
         arguments: What every call's script gets instead of the call's arguments; None for the call's own.
-        most_processes: How many run at once, in one worker. 20, so that ten workers of a small machine do
-            not start more scripts than it has memory for.
+        most_processes: How many run at once, in one worker.
         max_queue: How many calls may wait for one of these places, in one worker; 0 for none.
         max_wait_s: How long each may.
         grace_s: How long a script may go on after SIGHUP, before SIGKILL; 0 for not at all.
         output_bytes: How much a script may say, on its standard output and on its standard error each; 0 for
-            no limit. 16 MiB are more than a day of commands.
+            no limit.
         fixed_script: The one script name that the route takes; None if it takes several.
+
+    The reasons of the defaults stand where operators read them: ``routeconfig.Process``.
     """
 
     template: str
     folder: str
     process: ProcessSettings = field(default_factory=ProcessSettings)
     arguments: tuple[str, ...] | None = None
-    most_processes: int = 20
+    most_processes: int = 100
     max_queue: int = 100
     max_wait_s: float = 5.0
-    grace_s: float = 5.0
-    output_bytes: int = 16 << 20
+    grace_s: float = 10.0
+    output_bytes: int = 1 << 20
     fixed_script: str | None = None
 
     @property
@@ -249,11 +254,13 @@ class ErrorLines:
         """Start with nothing.
 
         Args:
-            most_bytes: How much is kept in all; 0 for everything.
+            most_bytes: How much is kept in all, where a line counts for :data:`LEAST_ERROR_BYTES` at least; 0
+                for everything.
         """
         self._last = ""
         self._most = most_bytes
-        self._count = 0
+        self._room: float = most_bytes or math.inf
+        self._dropped = 0
         self._rest = b""
 
     @property
@@ -263,26 +270,36 @@ class ErrorLines:
 
     def feed(self, data: bytes) -> list[str]:
         """Take what came, and return the lines that are whole now, or too long to wait for their end."""
-        room = max(0, self._most - self._count) if self._most else len(data)
-        self._count += len(data)
-        *whole, self._rest = (self._rest + data[:room]).split(b"\n")
+        if not self._room:
+            self._dropped += len(data)
+            return []
+        *whole, self._rest = (self._rest + data).split(b"\n")
         lines = [piece for line in whole for piece in _pieces(line)]
         if len(self._rest) > LONGEST_ERROR_BYTES:
             *more, self._rest = _pieces(self._rest)
             lines += more
-        return self._texts(lines)
+        return self._kept(lines)
 
     def end(self) -> list[str]:
         """Return what is left when nothing more will come: half a line, and how much was dropped."""
-        lines = self._texts(_pieces(self._rest))
+        lines = self._kept(_pieces(self._rest))
         self._rest = b""
-        dropped = self._count - self._most
-        if self._most and dropped > 0:
-            lines.append(f"({dropped} more bytes were dropped: the limit is {self._most})")
+        if self._dropped:
+            limit = f"the limit is {self._most}, and a line counts for {LEAST_ERROR_BYTES} at least"
+            lines.append(f"({self._dropped} more bytes were dropped: {limit})")
         return lines
 
-    def _texts(self, lines: list[bytes]) -> list[str]:
-        texts = [_text(line) for line in lines if line.strip()]
+    def _kept(self, lines: list[bytes]) -> list[str]:
+        """Return the texts of the lines for which there is room; of the first one without, its beginning."""
+        texts = []
+        for line in lines:
+            if not line.strip():
+                continue
+            kept = line if len(line) <= self._room else line[: int(self._room)]
+            self._room = max(0, self._room - max(len(line), LEAST_ERROR_BYTES))
+            self._dropped += len(line) - len(kept)
+            if kept:
+                texts.append(_text(kept))
         self._last = texts[-1] if texts else self._last
         return texts
 

@@ -134,8 +134,8 @@ class Process(Section):
     max_output: Size = Field(
         default=1024**2,
         description="Most that one script may write of commands, and again on standard error; 4KB to 1GB. "
-        "With more commands it is ended; of standard error the rest is not logged. 1MB is thousands of "
-        "commands.",
+        "With more commands it is ended; of standard error, where a line counts for 100 bytes at least, the "
+        "rest is not logged. 1MB is thousands of commands.",
     )
     user: str = Field(
         default="",

@@ -4,6 +4,7 @@ Laws:
     * The first of the list that can: the others are spare, and get calls while it rests or is full.
     * A server that failed rests: 1 s, twice as long each time it fails again, 30 s at most. Afterwards one
       single call tries it, and the others pass it by until that call has succeeded or failed.
+    * One call that breaks off says little of a server: a single script may have crashed. Three in a row do.
     * While a server rests only the word of the call that tries it counts: what calls of earlier say of it is
       old, whether good or bad.
     * A caller is kept waiting for a server that is full, never for one that rests.
@@ -26,6 +27,8 @@ from fastagi_pool.errors import UpstreamUnavailable
 FIRST_REST_S: Final = 1.0
 #: Its longest rest: so late a server that has come back is found at the latest.
 LONGEST_REST_S: Final = 30.0
+#: So many calls in a row that break off before a word make a server rest.
+MOST_BROKEN: Final = 3
 _NEVER: Final = float("inf")
 
 
@@ -86,6 +89,7 @@ class _Standing:
         rest_ends_s: When that is over.
         trial: The call that tries it after its rest.
         why: Why it rests.
+        broken: How many calls have broken off since one was served.
     """
 
     calls: int = 0
@@ -93,6 +97,7 @@ class _Standing:
     rest_ends_s: float = -_NEVER
     trial: Turn | None = None
     why: str = ""
+    broken: int = 0
 
 
 class Upstreams:
@@ -143,7 +148,7 @@ class Upstreams:
             standing.trial = None
 
     def failed(self, turn: Turn, now_s: float, why: str) -> float:
-        """Note that a server did not serve a call.
+        """Note that a server cannot be reached.
 
         Args:
             turn: The call's place.
@@ -163,6 +168,14 @@ class Upstreams:
         standing.why = why
         return standing.rest_s if was_well else 0.0
 
+    def broke_off(self, turn: Turn, now_s: float, why: str) -> float:
+        """Note that a server took a call and broke off before a word; all else as for ``failed``."""
+        standing = self._standings[turn.server]
+        standing.broken += 1
+        if standing.trial is turn or standing.broken >= MOST_BROKEN:
+            return self.failed(turn, now_s, why)
+        return 0.0
+
     def succeeded(self, turn: Turn) -> bool:
         """Note that a server serves a call.
 
@@ -170,6 +183,7 @@ class Upstreams:
             Whether it is well again only since now.
         """
         standing = self._standings[turn.server]
+        standing.broken = 0
         if standing.trial is not turn:
             return False
         self._standings[turn.server] = _Standing(calls=standing.calls)

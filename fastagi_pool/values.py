@@ -463,8 +463,10 @@ def _parse_command(value: str) -> str:
     _parse_absolute_path(value)
     if re.search(r"[{}]", re.sub(r"\{\w+\}", "", value)):
         raise RefusedValue("must hold '{' and '}' only around a name", "for example {script} or {1}")
-    if ".." in value.split("/"):
-        raise ValueError("must not hold '..' as a part of its path")
+    if (part := next((each for each in value.split("/") if each in {".", ".."}), None)) is not None:
+        raise ValueError(f"must not hold {part!r} as a part of its path")
+    if value.endswith("/"):
+        raise ValueError("must name a file, and end with no '/'")
     return value
 
 

@@ -13,6 +13,7 @@ from fastagi_pool.application import Application, assemble, upstream_settings
 from fastagi_pool.config import load, load_text
 from fastagi_pool.endings import GO_ON, ErrorAction, OnError
 from fastagi_pool.errors import ConfigError, Problem
+from fastagi_pool.launches import MOST_LINGERING
 from fastagi_pool.protocol import Request
 from fastagi_pool.routes import RouteKind
 from fastagi_pool.upstreams import Server, UpstreamSettings
@@ -223,7 +224,7 @@ def test_a_route_of_scripts(workshop: Workshop) -> None:
     [route] = application.table.routes
     assert route.handler == f"command {workshop.folder}/{{script}}"
     # Three pipes for each process besides what every worker needs.
-    assert application.descriptors == 100 + 20 + 3 * 7 + 1 + 64
+    assert application.descriptors == 100 + 20 + 2 * 100 + 7 + MOST_LINGERING + 1 + 64
     assert application.door is not None
 
 

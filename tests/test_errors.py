@@ -26,6 +26,7 @@ from fastagi_pool.errors import (
     FastAGIPoolError,
     OperatorError,
     Problem,
+    ToldFailure,
 )
 
 AGI_ERRORS = [
@@ -128,3 +129,10 @@ def test_an_unavailable_database_is_named() -> None:
     error = DatabaseUnavailable("main", "connection refused")
     assert error.database == "main"
     assert str(error) == "database 'main' is not available: connection refused"
+
+
+def test_a_failure_that_is_long() -> None:
+    """What somebody else said is kept whole for the dialplan, but fills no log."""
+    told = ToldFailure(b"failure " + b"\0" * 60_000 + b"\n")
+    assert len(told.line) == 60_009
+    assert len(str(told)) < 1_000

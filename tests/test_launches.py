@@ -315,6 +315,24 @@ def test_standard_error_of_children(real: Real) -> None:
     assert sorted(b"".join(errors).split()) == [b"begun", b"late"]
 
 
+def test_standard_errors_of_many_children(real: Real, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many scripts leave somebody behind, only so many descriptors are kept for what these say."""
+    monkeypatch.setattr("fastagi_pool.launches.MOST_LINGERING", 2)
+    heard: list[bytes] = []
+    open_ones: list[int] = []
+    for _ in range(4):
+        running = real.start("sleep 60 >/dev/null </dev/null & echo $! >&2")
+        running.read_errors(heard.append, linger=True)
+        assert running.wait_over(PATIENCE_S)
+        running.close()
+        open_ones.append(len(open_descriptors()))
+    assert heard.count(b"") == 2
+    assert open_ones == [open_ones[0] + more for more in (0, 1, 1, 1)]
+    for pid in filter(None, heard):
+        os.kill(int(pid), signal.SIGKILL)
+    wait_until(lambda: heard.count(b"") == 4)
+
+
 def test_standard_error_of_children_that_are_not_heard(real: Real) -> None:
     """Where they may not live, the script's own words are taken to the last, and the pipe is closed."""
     errors: list[bytes] = []

@@ -244,16 +244,27 @@ def test_an_error_line_without_an_end() -> None:
 
 def test_too_many_errors() -> None:
     """Of a flood the beginning is kept, and how much was not."""
-    errors = ErrorLines(10)
-    assert errors.feed(b"12345\n123456") == ["12345"]
-    assert errors.feed(b"7\n") == []
-    assert errors.end() == ["1234", "(4 more bytes were dropped: the limit is 10)"]
+    errors = ErrorLines(300)
+    assert errors.feed(b"x" * 200 + b"\n" + b"y" * 101) == ["x" * 200]
+    assert errors.feed(b"z\n") == ["y" * 100]
+    assert errors.feed(b"more\n") == []
+    dropped = "7 more bytes were dropped: the limit is 300, and a line counts for 100 at least"
+    assert errors.end() == [f"({dropped})"]
+
+
+def test_too_many_lines_of_errors() -> None:
+    """A flood of tiny lines does not become a flood of the log, which has much more to say of each."""
+    errors = ErrorLines(1_000)
+    assert errors.feed(b"x\n" * 30_000) == ["x"] * 10
+    assert errors.feed(b"\nx\n" * 30_000) == []
+    assert errors.last == "x"
+    assert len(errors.end()) == 1
 
 
 def test_errors_up_to_the_limit() -> None:
     """Who keeps the limit loses nothing and is not blamed."""
-    errors = ErrorLines(4)
-    assert errors.feed(b"123\n") == ["123"]
+    errors = ErrorLines(300)
+    assert errors.feed(b"x" * 200 + b"\n\n123\n") == ["x" * 200, "123"]
     assert errors.end() == []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from fastagi_pool.errors import UpstreamUnavailable
-from fastagi_pool.upstreams import Server, Turn, Upstreams
+from fastagi_pool.upstreams import MOST_BROKEN, Server, Turn, Upstreams
 
 ONE = Server("10.0.0.1", 4573)
 TWO = Server("10.0.0.2", 4574, max_calls=2)
@@ -90,6 +90,26 @@ def test_a_server_that_failed_rests() -> None:
     assert fail(upstreams, NOW_S) == 1.0
     assert chosen(upstreams, NOW_S + 0.99).server == TWO
     assert chosen(upstreams, NOW_S + 1.0).server == ONE
+
+
+def test_calls_that_break_off_in_a_row() -> None:
+    """One that broke off is no verdict, nor are two: only a row without a success makes the server rest."""
+    upstreams = Upstreams([ONE])
+    turn = chosen(upstreams, NOW_S)
+    said = [upstreams.broke_off(turn, NOW_S, "reset") for _ in range(MOST_BROKEN - 1)]
+    upstreams.succeeded(turn)
+    said += [upstreams.broke_off(turn, NOW_S, "reset") for _ in range(MOST_BROKEN)]
+    assert said == [0.0] * (2 * MOST_BROKEN - 2) + [1.0]
+    with pytest.raises(UpstreamUnavailable, match="reset, tried again in 1 s"):
+        upstreams.choose(NOW_S)
+
+
+def test_a_trial_that_breaks_off() -> None:
+    """The call that tries a server after its rest is a verdict by itself."""
+    upstreams = Upstreams([ONE])
+    fail(upstreams, NOW_S)
+    assert upstreams.broke_off(chosen(upstreams, NOW_S + 1), NOW_S + 1, "reset") == 0.0
+    assert upstreams.next_rest_ends_s(NOW_S + 1) == NOW_S + 3
 
 
 def test_rests_grow() -> None:

@@ -338,6 +338,8 @@ def test_kinds_read(kind: Any, written: object, value: object) -> None:
         (Command, "/agi/{{script}}", "only around a name"),
         (Command, "/agi/{a-b}", "only around a name"),
         (Command, "/agi/..", "must not hold '..'"),
+        (Command, "/agi/./x", "must not hold '.'"),
+        (Command, "/agi/{script}/", "must name a file"),
         (ProcessText, "a\0", "must not hold NUL"),
         (VariableName, "1A", "not begin with a digit"),
         (VariableName, "A=", "letters, digits and '_'"),

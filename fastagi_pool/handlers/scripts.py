@@ -23,6 +23,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final
 
+import gevent
+
 from fastagi_pool.call import Call
 from fastagi_pool.context import Context
 from fastagi_pool.errors import CallHangup, ScriptFailed, ScriptNotFound
@@ -128,6 +130,8 @@ class _Script:
     # --- as call.FarEnd
 
     def next_line(self) -> bytes:
+        # Nobody else would have a turn if it waits for no reply, and its lines are all held back.
+        gevent.sleep(0)
         while not (line := self._commands.next_line()):
             data = self._running.read()
             if not data:

@@ -100,7 +100,7 @@ class UpstreamHandler:
             if call.hung_up:
                 raise CallHangup("the caller hung up") from error
             if not connection.has_spoken:
-                self._turns.failed(turn, error.args[0], log)
+                self._turns.broke_off(turn, error.args[0], log)
             raise UpstreamUnavailable(f"{turn.server}: {error}") from error
         # To have nothing to say is no failure: a script may only write something down.
         self._turns.succeeded(turn, log)
@@ -210,8 +210,14 @@ class _Turns:
         self._hand_out()
 
     def failed(self, turn: Turn, why: str, log: _Log) -> None:
-        """Note that the server did not serve the call; its place is still to be given back."""
-        rest_s = self._upstreams.failed(turn, self._clock(), why)
+        """Note that the server cannot be reached; its place is still to be given back."""
+        self._tell_of_rest(turn, self._upstreams.failed(turn, self._clock(), why), why, log)
+
+    def broke_off(self, turn: Turn, why: str, log: _Log) -> None:
+        """Note that the server broke off before a word; its place is still to be given back."""
+        self._tell_of_rest(turn, self._upstreams.broke_off(turn, self._clock(), why), why, log)
+
+    def _tell_of_rest(self, turn: Turn, rest_s: float, why: str, log: _Log) -> None:
         if rest_s:
             log.warning("upstream %s gets no calls for %g s, or longer: %s", turn.server, rest_s, why)
 
@@ -276,6 +282,9 @@ class Connection:
         Raises:
             UpstreamUnavailable: The connection broke, or what came is no AGI.
         """
+        if self._lines:
+            # Nobody else would have a turn if it waits for no reply, and its lines are all held back.
+            gevent.sleep(0)
         while not self._lines:
             self._hub.wait(self._reader)
             if not self._receive():
