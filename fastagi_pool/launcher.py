@@ -51,6 +51,7 @@ from fastagi_pool.spawning import Spawner, Streams, become_subreaper
 
 #: What scripts get to end by themselves when their worker has died.
 ORPHANS_GRACE_S: Final = 1.0
+_BUG: Final = "bug in the launcher, see the log"
 #: How many orders of a worker are carried out before it is another's turn.
 _ORDERS: Final = 16
 #: How often it looks around even if nothing happens: a lost signal must not be a lost process.
@@ -105,6 +106,10 @@ class Worker:
             except BlockingIOError:
                 self._loop.watch(self._channel.fileno(), self._heard, writing=True)
                 return
+            except OSError:
+                # It would wait for ever for an answer that is lost: so let it see that we are.
+                self._channel.say_no_more()
+                raise
             self._outbox.popleft()
             if streams is not None:
                 streams.close()
@@ -151,6 +156,8 @@ class Launcher:
         for number in _SIGNALS:
             signal.signal(number, _do_nothing)
         signal.set_wakeup_fd(self._ringer, warn_on_full_buffer=False)
+        # The door has had us started with all of them blocked.
+        signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._loop.watch(self._bell, self._hear_signals)
         self._loop.watch(self._door.fileno(), self._open_door)
         self._tick()
@@ -172,6 +179,7 @@ class Launcher:
         self._loop.at(time.monotonic() + _TICK_S, self._tick)
         self._processes.bury_the_dead(self._nurse.bury)
         self._processes.tick()
+        self._nurse.tick()
 
     def _hear_signals(self) -> None:
         heard = os.read(self._bell, 4096)
@@ -222,7 +230,11 @@ class Launcher:
             self._processes.end(script, ORPHANS_GRACE_S)
 
     def _launch(self, worker: Worker, launch: Launch) -> None:
-        script = self._processes.add(launch, worker.tell)
+        try:
+            script = self._processes.add(launch, worker.tell)
+        except Exception as error:
+            worker.tell(NotLaunched(launch.call, f"{_BUG}: {error}"), None)
+            raise
         worker.scripts[launch.call] = script
         try:
             if script.settings.precompile or script.settings.warm:
@@ -230,7 +242,7 @@ class Launcher:
             else:
                 self._processes.spawn(script)
         except Exception as error:
-            self._processes.not_launched(script, f"bug in the launcher, see the log: {error}")
+            self._processes.not_launched(script, f"{_BUG}: {error}")
             raise
 
 

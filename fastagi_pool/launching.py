@@ -6,6 +6,7 @@ Laws:
     * The launcher alone signals a script: it alone knows that the process has not been buried yet.
     * Both ends of the door stay open in the loader, so a launcher that died is replaced without any
       worker knowing: what was said meanwhile waits for the new one.
+    * Nobody waits at the door: whoever finds it full, because no launcher reads, is told at once.
 
 How it works: each worker makes a channel of its own and hands one end in by the :class:`Door`, which all
 workers of a generation inherit. The launcher ends when nobody can knock any more, nobody's channel is open
@@ -192,6 +193,7 @@ class Door:
 
     def __init__(self) -> None:
         self._near, self._far = DoorChannel.pair()
+        self._near.never_wait()
 
     def start(self, log_file: str, log_level: str, generation: int) -> int:
         """Start a launcher: the first one, or one in the place of one that died.
@@ -214,18 +216,36 @@ class Door:
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, self._far.fileno(), DOOR_FD)],
             setsigdef=set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP},
-            setsigmask=[],
+            # Until it listens: a signal that comes meanwhile must not end it.
+            setsigmask=signal.valid_signals(),
         )
 
-    def prepare(self, file: str, arguments: list[str], settings: dict[str, Any]) -> None:
-        """Have a script compiled or warmed before its first call."""
-        self._near.send(Prepare(file, arguments, settings))
+    def prepare(self, file: str, arguments: list[str], settings: dict[str, Any]) -> bool:
+        """Have a script compiled or warmed before its first call.
+
+        Returns:
+            False if that was not said: no launcher has read for long, and the door is full. A script is
+            then compiled for its first call; none is kept warm.
+        """
+        try:
+            return self._near.send(Prepare(file, arguments, settings))
+        except BlockingIOError:
+            return False
 
     def knock(self) -> LauncherChannel:
-        """Open a channel of this process's own to whoever is the launcher."""
+        """Open a channel of this process's own to whoever is the launcher.
+
+        Raises:
+            OSError: The door is full, since no launcher has read for long; or there is no descriptor left.
+        """
         ours, theirs = LauncherChannel.pair()
-        self._near.send(Knock(), [theirs.fileno()])
-        theirs.close()
+        try:
+            self._near.send(Knock(), [theirs.fileno()])
+        except OSError:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
         return ours
 
     def leave_the_far_end(self) -> None:

@@ -33,6 +33,8 @@ class Loop:
             log: Where a callback's failure goes.
         """
         self._selector = selectors.EpollSelector()
+        #: Those that are not watched for a while, by their descriptors.
+        self._resting: dict[int, selectors.SelectorKey] = {}
         self._alarms: list[tuple[float, int, Callback]] = []
         self._order = itertools.count()
         self._log = log
@@ -45,6 +47,7 @@ class Loop:
             callback: Whom to call.
             writing: Whether to call for room to write too.
         """
+        self._resting.pop(descriptor, None)
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if writing else 0)
         if descriptor in self._selector.get_map():
             self._selector.modify(descriptor, events, callback)
@@ -53,6 +56,7 @@ class Loop:
 
     def forget(self, descriptor: int) -> None:
         """Watch it no more, if it was watched; to be called before it is closed."""
+        self._resting.pop(descriptor, None)
         if descriptor in self._selector.get_map():
             self._selector.unregister(descriptor)
 
@@ -84,8 +88,10 @@ class Loop:
     def _rest(self, key: selectors.SelectorKey) -> None:
         if self._selector.get_map().get(key.fd) is key:
             self._selector.unregister(key.fd)
+            self._resting[key.fd] = key
             self.at(time.monotonic() + REST_S, partial(self._wake, key))
 
     def _wake(self, key: selectors.SelectorKey) -> None:
-        if key.fd not in self._selector.get_map():
+        if self._resting.get(key.fd) is key:
+            del self._resting[key.fd]
             self._selector.register(key.fd, key.events, key.data)

@@ -3,6 +3,7 @@
 Laws:
     * A call that no process was made for may be given to another zygote; one that may have been made never.
     * A zygote that answers nobody for :data:`ANSWER_S` is killed: the next call gets a new one.
+    * A zygote is believed nothing that would have us signal a process that is not its child.
     * Children of a zygote that has died are our own (the launcher is their sub-reaper), and their status is
       still told.
 """
@@ -44,7 +45,7 @@ from fastagi_pool.precompiling import Born, Buried, Ready, ScriptZygote, Unborn
 from fastagi_pool.processes import UNKNOWN_STATUS, Phase, Processes, Script, no_process
 from fastagi_pool.spawning import Spawner, SpawnError, Streams, cpu_limit
 
-#: How long a zygote may answer nobody who waits; it is to fork only.
+#: How long a zygote may answer nobody who waits; it is to fork, and to bury, only.
 ANSWER_S: Final = 10.0
 #: A call that fails because its zygote has died is told so.
 _DIED: Final = "the process in which it was compiled has died; the next call gets a new one"
@@ -116,6 +117,14 @@ class Nurse:
         now_s = time.monotonic()
         self._do([*self._nursery.overdue(now_s), *self._stock.due(now_s)])
 
+    def tick(self) -> None:
+        """End the zygotes that do not answer; to be called every second."""
+        now_s = time.monotonic()
+        for zygote in self._zygotes.values():
+            if zygote.silent_s(now_s) >= ANSWER_S:
+                self._log.warning("%s has not answered for %g s: killed", zygote, ANSWER_S)
+                zygote.kill()
+
     def stop(self) -> None:
         """End all zygotes, and start nothing any more."""
         self._nursery, self._stock = Nursery(), Stock(())
@@ -172,19 +181,17 @@ class Nurse:
         try:
             script.streams = Streams()
             there = zygote is not None and zygote.run(
-                script.ticket, script.launch.arguments, script.launch.variables, script.streams.theirs
+                script.ticket, script.launch.arguments, script.launch.variables, script.streams
             )
         except (SpawnError, OSError) as error:
             self._processes.not_launched(script, no_process(script.launch.file, error))
             return
-        script.streams.close_theirs()
         if zygote is None or not there:
             self._hand_on(script, number)
             return
         self._children[number].add(script)
         script.buried_by = partial(self._ask_for_burial, zygote, script)
         self._watch(zygote)
-        self._loop.at(time.monotonic() + ANSWER_S, partial(self._expect, zygote, script))
 
     def _hand_on(self, script: Script, number: int) -> None:
         """The zygote has died before it could be asked: ask another."""
@@ -205,17 +212,6 @@ class Nurse:
         if number in self._children:
             self._children[number].discard(script)
         self._do(self._nursery.child_ended(number))
-
-    def _expect(self, zygote: ScriptZygote, script: Script) -> None:
-        """This long ago it was to fork."""
-        if script.pid or script not in self._children.get(zygote.number, ()):
-            return
-        answer_by_s = zygote.answered_s + ANSWER_S
-        if time.monotonic() < answer_by_s:
-            self._loop.at(answer_by_s, partial(self._expect, zygote, script))
-            return
-        self._log.warning("%s has not answered for %g s: killed", zygote, ANSWER_S)
-        zygote.kill()
 
     def _watch(self, zygote: ScriptZygote) -> None:
         if zygote.number in self._zygotes:
@@ -249,19 +245,45 @@ class Nurse:
         # Until it is told to bury it, the zygote keeps the number for this process.
         try:
             pidfd = os.pidfd_open(pid)
-            if script.settings.cpu_s:
-                resource.prlimit(pid, resource.RLIMIT_CPU, cpu_limit(script.settings.cpu_s))
         except ProcessLookupError:
             # Unless the script ignores SIGCHLD from its compilation on: then it is over, and buried.
             self._processes.launched(script)
             self._processes.over(script, UNKNOWN_STATUS)
         except OSError as error:
             os.kill(pid, signal.SIGKILL)
-            script.pid = pid
+            script.pid, script.phase = pid, Phase.OVER
             self._processes.not_launched(script, no_process(script.launch.file, error))
             self._ask_for_burial(zygote, script)
         else:
+            if not self._may_be_child(zygote, pid):
+                # Whom it names we would kill some day, and it may run as a user who must not.
+                os.close(pidfd)
+                self._log.warning("%s says that it has forked %d, which it has not: killed", zygote, pid)
+                zygote.kill()
+                return
             self._processes.born(script, pid, pidfd)
+            self._limit(script)
+
+    def _may_be_child(self, zygote: ScriptZygote, pid: int) -> bool:
+        """Tell whether this process is a zygote's, or is ours since it died."""
+        if self._processes.knows(pid) or any(pid == each.pid for each in self._zygotes.values()):
+            return False
+        try:
+            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            return False
+        return parent in (zygote.pid, os.getpid())
+
+    def _limit(self, script: Script) -> None:
+        """Say that it runs, once it cannot run for ever."""
+        try:
+            if script.settings.cpu_s:
+                resource.prlimit(script.pid, resource.RLIMIT_CPU, cpu_limit(script.settings.cpu_s))
+        except OSError as error:
+            self._processes.end(script, 0.0)
+            why = f"cannot limit its processor time (process.cpu_time of the route): {error.strerror}"
+            self._processes.not_launched(script, f"cannot run {script.launch.file}: {why}")
+        else:
             self._processes.launched(script)
 
     def _hear_errors(self, zygote: ScriptZygote) -> None:

@@ -27,7 +27,16 @@ from typing import Final, TypeAlias
 
 from fastagi_pool.launching import ProcessSettings
 from fastagi_pool.nursery import Recipe
-from fastagi_pool.spawning import Birth, Program, Spawner, SpawnError, environment, failure, first_line
+from fastagi_pool.spawning import (
+    Birth,
+    Program,
+    Spawner,
+    SpawnError,
+    Streams,
+    environment,
+    failure,
+    first_line,
+)
 
 #: Where a zygote finds the number of its end of the conversation.
 SOCKET_VARIABLE: Final = "FASTAGI_POOL_ZYGOTE"
@@ -88,7 +97,6 @@ class ScriptZygote:
         pidfd: By which its end is noticed.
         error_fd: Its standard error.
         ready: Whether it has compiled its script.
-        answered_s: When it last said something, by the monotonic clock.
     """
 
     def __init__(self, number: int, recipe: Recipe, settings: ProcessSettings, spawner: Spawner) -> None:
@@ -101,9 +109,10 @@ class ScriptZygote:
         self.number = number
         self.recipe = recipe
         self.ready = False
-        self.answered_s = time.monotonic()
         #: Calls whose answers are still to come.
         self._asked: deque[int] = deque()
+        #: When it was asked while no answer was due, or has last answered; by the monotonic clock.
+        self._silent_since_s = time.monotonic()
         self._outbox: deque[tuple[bytes, list[int]]] = deque()
         self._error = b""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -132,40 +141,45 @@ class ScriptZygote:
         """Whether it has not read all yet."""
         return bool(self._outbox)
 
-    def run(
-        self, ticket: int, arguments: list[str], variables: Mapping[str, str], streams: list[int]
-    ) -> bool:
+    def silent_s(self, now_s: float) -> float:
+        """Tell for how many seconds it has let somebody wait for an answer; 0 if nobody waits."""
+        return now_s - self._silent_since_s if self._asked else 0.0
+
+    def run(self, ticket: int, arguments: list[str], variables: Mapping[str, str], streams: Streams) -> bool:
         """Ask for a process.
 
         Args:
             ticket: By which its answer is known.
             arguments: Behind the script's path on the command line.
             variables: Added to its environment.
-            streams: Its standard input, output and error; copies are made.
+            streams: Its standard input, output and error; the script's ends are taken out of them.
 
         Returns:
             False if the zygote is gone, and surely has not forked.
 
         Raises:
             SpawnError: It cannot be said.
-            OSError: No descriptor is left.
         """
         added = [f"{name}={value}" for name, value in variables.items()]
         data = b"\0".join(map(os.fsencode, ["run", str(len(arguments)), *arguments, *added]))
         if len(data) > _MOST_BYTES or data.count(b"\0") != 1 + len(arguments) + len(added):
             raise SpawnError(f"cannot run {self.recipe.file}: its arguments are too long, or hold a NUL byte")
-        self._asked.append(ticket)
-        self._outbox.append((data, [os.dup(each) for each in streams]))
-        if self._flush():
+        theirs, streams.theirs = streams.theirs, []
+        if self._say(ticket, data, theirs):
             return True
         self._asked.pop()
         return False
 
     def reap(self, ticket: int, pid: int) -> None:
         """Ask how a process has ended; to be asked only when it has."""
+        self._say(ticket, b"reap\0%d" % pid, [])
+
+    def _say(self, ticket: int, data: bytes, descriptors: list[int]) -> bool:
+        if not self._asked:
+            self._silent_since_s = time.monotonic()
         self._asked.append(ticket)
-        self._outbox.append((b"reap\0%d" % pid, []))
-        self._flush()
+        self._outbox.append((data, descriptors))
+        return self._flush()
 
     def _flush(self) -> bool:
         """Say what it has room for; return whether it lives."""
@@ -175,7 +189,9 @@ class ScriptZygote:
                 socket.send_fds(self._socket, [data], descriptors)
             except BlockingIOError:
                 return True
-            except (BrokenPipeError, ConnectionResetError):
+            except OSError:
+                # It has died; or it must, for it would answer the next request as if it were this one.
+                self.kill()
                 return False
             self._outbox.popleft()
             for descriptor in descriptors:
@@ -183,10 +199,10 @@ class ScriptZygote:
         return True
 
     def heard(self) -> Iterator[Said | None]:
-        """Yield what it has said, without waiting; at last None if it has closed the conversation.
+        """Yield what it has said, without waiting.
 
-        Raises:
-            ValueError: It said something that it cannot mean.
+        At last comes None if it has closed the conversation, or said something that it cannot mean: nobody
+        knows any more which answer is whose, and it must go.
         """
         self._flush()
         while True:
@@ -199,8 +215,14 @@ class ScriptZygote:
             if not data:
                 yield None
                 return
-            self.answered_s = time.monotonic()
-            yield self._understand(data.split(b"\0"))
+            self._silent_since_s = time.monotonic()
+            try:
+                said = self._understand(data.split(b"\0"))
+            except (ValueError, IndexError):
+                self._asked.clear()
+                yield None
+                return
+            yield said
 
     def _understand(self, words: list[bytes]) -> Said:
         kind, *rest = words
@@ -209,10 +231,16 @@ class ScriptZygote:
             return Ready(tuple(map(os.fsdecode, rest)))
         ticket = self._asked.popleft()
         if kind == b"pid":
-            return Born(ticket, int(rest[0]))
+            pid = int(rest[0])
+            if pid <= 1:
+                # To signal one of these would be to signal others.
+                raise ValueError(f"process {pid}")
+            return Born(ticket, pid)
         if kind == b"status":
             return Buried(ticket, int(rest[1]))
-        return Unborn(ticket, os.fsdecode(b" ".join(rest)))
+        if kind == b"error":
+            return Unborn(ticket, os.fsdecode(b" ".join(rest)))
+        raise ValueError(f"an answer of the kind {kind!r}")
 
     def hear_errors(self) -> list[str] | None:
         """Read its standard error, without waiting.

@@ -36,6 +36,8 @@ from fastagi_pool.spawning import Program, Spawner, SpawnError, Streams, environ
 
 #: Nobody can know how the process ended.
 UNKNOWN_STATUS: Final = -1
+#: Longest reason that is told: in JSON a character may take twelve bytes, and a message holds 200,000.
+_REASON_CHARACTERS: Final = 10_000
 _TOO_LATE: Final = "the call ended before its script was started"
 
 #: Hears what becomes of a script; our ends of its pipes come with ``Launched``, and are the hearer's then.
@@ -142,6 +144,10 @@ class Processes:
         self.scripts[known_as] = script
         return script
 
+    def knows(self, pid: int) -> bool:
+        """Tell whether this is a script's process."""
+        return pid in self._by_pid
+
     def tick(self) -> None:
         """Forget the process groups that are gone; to be called every second."""
         self._remains = {pgid: at_s for pgid, at_s in self._remains.items() if _group_lives(pgid)}
@@ -212,7 +218,7 @@ class Processes:
         script.drop_streams()
         tell, script.tell = script.tell, None
         if tell is not None:
-            tell(NotLaunched(script.launch.call, reason), None)
+            tell(NotLaunched(script.launch.call, reason[:_REASON_CHARACTERS]), None)
         if not script.pid:
             self._forget(script)
 
@@ -264,6 +270,9 @@ class Processes:
         except ProcessLookupError:
             # It has ended, and we are about to hear of it.
             pass
+        except PermissionError:
+            # It has become another user, by sudo for example: nobody but its own end can end it.
+            self._log.warning("%s runs as another user, and cannot be sent signal %d", script, number)
 
     def _hear_end(self, script: Script) -> None:
         self._close_eyes(script)
@@ -361,13 +370,16 @@ def _group_lives(pgid: int) -> bool:
         os.killpg(pgid, 0)
     except ProcessLookupError:
         return False
+    except PermissionError:
+        # All of it runs as other users.
+        pass
     return True
 
 
 def _kill_group(pgid: int) -> bool:
-    """Kill a process group; return whether there was anybody in it."""
+    """Kill a process group; return whether there was anybody in it whom we may kill."""
     try:
         os.killpg(pgid, signal.SIGKILL)
-    except ProcessLookupError:
+    except (ProcessLookupError, PermissionError):
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
@@ -10,7 +11,17 @@ from pathlib import Path
 import pytest
 from launchers import Client, RunningLauncher, alive, children, eventually, running_launcher, write_script
 
-from fastagi_pool.launching import End, Launched, NotLaunched, ProcessSettings
+from fastagi_pool.launcher import Worker
+from fastagi_pool.launching import (
+    Door,
+    End,
+    Launch,
+    Launched,
+    LauncherChannel,
+    NotLaunched,
+    ProcessSettings,
+)
+from fastagi_pool.looping import Loop
 
 ECHO = "#!/bin/sh\nwhile read line; do echo got $line; done\nexit 3\n"
 SLEEP = "#!/bin/sh\necho there\nexec sleep 1000\n"
@@ -91,6 +102,31 @@ def test_a_bug_ends_one_call(tmp_path: Path) -> None:
     running.close()
 
 
+def test_settings_of_another_version(tmp_path: Path) -> None:
+    """A call with settings that the launcher, of a newer version, does not know is refused, not forgotten."""
+    running = RunningLauncher(tmp_path / "log")
+    worker = running.worker()
+    assert worker.channel.send(Launch("c", "/bin/true", [], {}, {"nonesuch": 1}))
+    assert "nonesuch" in worker.expect(NotLaunched, "c")[0].reason
+    assert worker.output(write_script(tmp_path / "true.sh", "#!/bin/sh\n")) == ""
+    assert "ERROR launcher gen=7" in running.log.read_text()
+    running.log.write_text("")
+    running.close()
+
+
+def test_an_answer_that_cannot_be_sent() -> None:
+    """A worker whose answer is lost sees the end of its channel, rather than wait for ever."""
+    loop = Loop(logging.getLogger("test_launcher"))
+    ours, theirs = LauncherChannel.pair()
+    theirs.never_wait()
+    worker = Worker(theirs, loop, lambda _: None)
+    with pytest.raises(OSError, match="too long"):
+        worker.tell(NotLaunched("c", "x" * 1_000_000), None)
+    assert ours.receive() is None
+    worker.close()
+    ours.close()
+
+
 def test_no_descriptor_is_left(launcher: RunningLauncher, tmp_path: Path) -> None:
     """After calls of every kind, that ended in every way, the launcher has as many descriptors as before."""
     shell = write_script(tmp_path / "a.sh", "#!/bin/sh\nread x\n")
@@ -104,7 +140,7 @@ def test_no_descriptor_is_left(launcher: RunningLauncher, tmp_path: Path) -> Non
         (shell, ProcessSettings(user="nonesuch")),
     ]
 
-    def place_calls(worker: Client) -> int:
+    def place_calls(worker: Client) -> None:
         for file, settings in kinds:
             calls = [worker.launch(file, settings=settings) for _ in range(4)]
             worker.channel.send(End(calls[0], 0))
@@ -118,13 +154,18 @@ def test_no_descriptor_is_left(launcher: RunningLauncher, tmp_path: Path) -> Non
                     left.discard(answer.call)
         worker.channel.close()
         eventually(lambda: len(children(launcher)) <= 1)
+
+    def descriptors() -> int:
         return len(list(Path(f"/proc/{launcher.pid}/fd").iterdir()))
 
     place_calls(launcher.worker())
     # One zygote lives on; a second one may have been needed for a script that was new.
-    first = place_calls(launcher.worker())
-    numbers = {place_calls(launcher.worker()) for _ in range(3)}
-    assert numbers <= {first, first - 1, first + 1}
+    place_calls(launcher.worker())
+    first = descriptors()
+    for _ in range(3):
+        place_calls(launcher.worker())
+    # The last of what has ended may just be being closed.
+    eventually(lambda: descriptors() <= first)
 
 
 # ---- how workers and the launcher end
@@ -209,6 +250,20 @@ def test_signals_of_the_whole_group(launcher: RunningLauncher, tmp_path: Path) -
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR2):
         os.kill(launcher.pid, number)
     assert worker.output(hello) == "hello\n"
+
+
+def test_signals_while_it_starts(tmp_path: Path) -> None:
+    """A signal that comes before it listens, as at a rotation of the logs, does not end it."""
+    door = Door()
+    pid = door.start(str(tmp_path / "log"), "info", 7)
+    for number in (signal.SIGUSR1, signal.SIGHUP, signal.SIGTERM):
+        os.kill(pid, number)
+    worker = Client(door.knock())
+    hello = write_script(tmp_path / "hello.sh", "#!/bin/sh\necho hello\n")
+    assert worker.output(hello) == "hello\n"
+    worker.channel.close()
+    door.close()
+    assert os.waitpid(pid, 0)[1] == 0
 
 
 def test_the_log_is_reopened(launcher: RunningLauncher, tmp_path: Path) -> None:

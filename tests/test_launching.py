@@ -94,3 +94,21 @@ def test_a_door_that_is_closed() -> None:
     door.close()
     assert list(far.receive_all()) == [None]
     far.close()
+
+
+def test_nobody_waits_at_a_full_door() -> None:
+    """If no launcher reads, whoever comes to the door is told so, and does not wait for ever."""
+    door = Door()
+    said = 0
+    while door.prepare("/agi/a.pl", [], asdict(SETTINGS)):
+        said += 1
+        assert said < 100_000
+    while True:
+        try:
+            door.knock().close()
+        except BlockingIOError:
+            break
+    for _ in range(said):
+        assert door._far.receive(wait=False)
+    door.knock().close()
+    door.close()

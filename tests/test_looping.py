@@ -111,6 +111,32 @@ def test_a_failure_is_logged_and_ends_nothing(
     assert tries[1] - tries[0] >= REST_S
 
 
+def test_who_is_forgotten_while_it_rests(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:
+    """A descriptor that is forgotten after its callback failed is not watched again, whoever has it then."""
+    tries: list[float] = []
+
+    def fail() -> None:
+        tries.append(time.monotonic())
+        raise ValueError("a bug")
+
+    reading, writing = os.pipe()
+    loop.watch(reading, fail)
+    os.write(writing, b"x")
+    loop.turn(0)
+    loop.forget(reading)
+    os.close(reading)
+    other, other_writing = os.pipe()
+    assert other == reading
+    os.write(other_writing, b"x")
+    rested: list[bool] = []
+    loop.at(time.monotonic() + 2 * REST_S, lambda: rested.append(True))
+    while not rested:
+        loop.turn(1000)
+    assert len(tries) == 1
+    for end in (writing, other, other_writing):
+        os.close(end)
+
+
 def test_an_attempt_tells_whether_it_failed(loop: Loop) -> None:
     """Who calls through the loop hears whether the callback failed."""
     assert loop.attempt(lambda: None)

@@ -6,6 +6,7 @@ import os
 import re
 import resource
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ from pathlib import Path
 import pytest
 from launchers import Client, RunningLauncher, alive, children, eventually, running_launcher, write_script
 
-from fastagi_pool.launching import End, Launched, NotLaunched, ProcessSettings
+from fastagi_pool.launching import End, Launched, NotLaunched, Over, ProcessSettings
 from fastagi_pool.nursery import CLOCK_TICK_NS
 
 PERL = ProcessSettings(precompile="perl")
@@ -194,6 +195,75 @@ def test_a_zygote_that_does_not_answer(launcher: RunningLauncher, tmp_path: Path
     assert "has died; the next call gets a new one" in answer.reason
     assert "has not answered for 10 s: killed" in launcher.log.read_text()
     assert hear_zygote(worker, file, PERL) != zygote
+
+
+@pytest.mark.slow
+def test_a_zygote_that_does_not_bury(launcher: RunningLauncher, tmp_path: Path) -> None:
+    """The end of a call is told though its zygote was stopped meanwhile and will not say how it ended."""
+    file = written(tmp_path / "a.agi", PERL_SCRIPT)
+    worker = launcher.worker()
+    script = worker.run(file, variables={"CALL": "c"}, settings=PERL)
+    os.kill(int(script.hear().split()[2].partition("=")[2]), signal.SIGSTOP)
+    script.say("9")
+    assert worker.fate(script) == 9
+
+
+def test_no_call_gets_the_process_of_another(launcher: RunningLauncher, tmp_path: Path) -> None:
+    """Calls that fail for want of descriptors change nothing for those that come after them."""
+    text = "#!/usr/bin/perl\n$| = 1; print qq{$ARGV[0] $$\\n}; <STDIN>; exit 4"
+    file = written(tmp_path / "a.agi", text)
+    worker = launcher.worker()
+    for _ in range(2):
+        worker.exit_code(worker.run(file, "before", settings=PERL))
+    used = max(int(each.name) for each in Path(f"/proc/{launcher.pid}/fd").iterdir()) + 1
+    limits = resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE)
+    for spare in range(12):
+        resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE, (used + spare, limits[1]))
+        call = worker.launch(file, "scarce", settings=PERL)
+        answer, streams = worker.next()
+        for stream in streams:
+            os.close(stream)
+        if isinstance(answer, Launched):
+            worker.expect(Over, call)
+    resource.prlimit(launcher.pid, resource.RLIMIT_NOFILE, limits)
+    for number in range(3):
+        script = worker.run(file, f"after-{number}", settings=PERL)
+        assert script.hear() == f"after-{number} {script.pid}\n"
+        assert worker.exit_code(script) == 4
+
+
+@pytest.mark.parametrize("lie", ["pid\\x00-1", "pid\\x00{victim}", "pid\\x00x", "status\\x00", "nonsense"])
+def test_a_zygote_that_lies(launcher: RunningLauncher, tmp_path: Path, lie: str) -> None:
+    """What a script's modules say in their zygote's place ends the zygote, and no other process."""
+    victim = subprocess.Popen(["sleep", "1000"], start_new_session=True)
+    said = lie.format(victim=victim.pid)
+    (tmp_path / "liar.py").write_text(
+        "import os, stat\n"
+        "[own] = [n for n in range(3, 50) if os.path.exists(f'/proc/self/fd/{n}')"
+        " and stat.S_ISSOCK(os.fstat(n).st_mode)]\n"
+        f"def fork():\n    os.write(own, b'{said}')\n    raise OSError(0, 'no')\n"
+        "os.fork = fork\n"
+    )
+    file = written(tmp_path / "a.agi", "#!/usr/bin/python3\nimport liar\n")
+    worker = launcher.worker()
+    call = worker.launch(file, settings=PYTHON)
+    try:
+        assert "has died" in worker.expect(NotLaunched, call)[0].reason
+        assert victim.poll() is None
+    finally:
+        victim.kill()
+        victim.wait()
+
+
+def test_a_reason_without_end(launcher: RunningLauncher, tmp_path: Path) -> None:
+    """A reason that would fit into no message is cut, and does not cost the worker its launcher."""
+    (tmp_path / "wordy.py").write_text(
+        "import os\ndef fork():\n    raise OSError(0, '\\udc80' * 150_000)\nos.fork = fork\n"
+    )
+    file = written(tmp_path / "a.agi", "#!/usr/bin/python3\nimport wordy\n")
+    worker = launcher.worker()
+    for _ in range(2):
+        assert "cannot fork: \udc80" in worker.refusal(file, settings=PYTHON)
 
 
 def test_limits_of_a_call(launcher: RunningLauncher, tmp_path: Path) -> None:

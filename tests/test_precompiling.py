@@ -105,8 +105,8 @@ def test_a_conversation(zygote: ScriptZygote) -> None:
     assert zygote.recipe.file in ready.files
     for ticket in (7, 8):
         streams = Streams()
-        assert zygote.run(ticket, ["one two", "Zo\udceb"], {"A": str(ticket)}, streams.theirs)
-        streams.close_theirs()
+        assert zygote.run(ticket, ["one two", "Zo\udceb"], {"A": str(ticket)}, streams)
+        assert streams.theirs == []
         born = hear(zygote)
         assert isinstance(born, Born)
         assert born.ticket == ticket
@@ -126,7 +126,7 @@ def test_what_cannot_be_said(zygote: ScriptZygote) -> None:
     streams = Streams()
     for arguments in (["x" * 200_000], ["a\0b"]):
         with pytest.raises(SpawnError, match="arguments"):
-            zygote.run(1, arguments, {}, streams.theirs)
+            zygote.run(1, arguments, {}, streams)
     streams.close()
 
 
@@ -136,7 +136,7 @@ def test_one_that_has_died_says_so(tmp_path: Path, spawner: Spawner) -> None:
     made = ScriptZygote(1, Recipe(str(file), "{}", 30.0), ProcessSettings(precompile="perl"), spawner)
     assert select.select([made.pidfd], [], [], LIMIT_S)[0]
     streams = Streams()
-    assert not made.run(1, [], {}, streams.theirs)
+    assert not made.run(1, [], {}, streams)
     streams.close()
     assert made.hear_errors() == []
     assert made.bury() == "no luck"

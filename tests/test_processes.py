@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,10 @@ from launchers import (
     write_script,
 )
 
-from fastagi_pool.launching import End, Launched, Over, ProcessSettings
+from fastagi_pool.launching import End, Launch, Launched, Over, ProcessSettings
+from fastagi_pool.looping import Loop
+from fastagi_pool.processes import Processes
+from fastagi_pool.spawning import Spawner
 
 #: Says who its child is, and waits for a line.
 PARENT = "#!/bin/sh\nsleep 1000 >&- 2>&- &\necho $!\nread line\nexit 4\n"
@@ -70,6 +75,36 @@ def test_end_kills_by_default(worker: Client, tmp_path: Path) -> None:
     script, _ = started(worker, tmp_path / "a.sh", "#!/bin/sh\necho on\nread x\n")
     worker.end(script, 20)
     assert worker.fate(script) == -signal.SIGHUP
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_who_has_become_another_user(tmp_path: Path) -> None:
+    """A script that we may not signal, after sudo for example, does not keep us from ending the others."""
+    log = logging.getLogger("test_processes")
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            processes = Processes(Loop(log), Spawner(), log)
+            script = processes.add(
+                Launch("c", "/bin/sleep", ["1000"], {}, asdict(ProcessSettings())), lambda *_: None
+            )
+            processes.spawn(script)
+            processes.launched(script)
+            os.write(write, b"%d " % script.pid)
+            os.setresuid(65534, 65534, 65534)
+            processes.end(script, 1.0)
+            processes.end(script, 0.0)
+            processes.tick()
+            os.write(write, b"fine")
+        finally:
+            os._exit(0)
+    os.close(write)
+    os.waitpid(child, 0)
+    pid, _, outcome = os.read(read, 100).partition(b" ")
+    os.close(read)
+    os.kill(int(pid), signal.SIGKILL)
+    assert outcome == b"fine"
 
 
 def test_who_ignores_it_is_killed(launcher: RunningLauncher, worker: Client, tmp_path: Path) -> None:
