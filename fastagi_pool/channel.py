@@ -85,7 +85,8 @@ class Channel(Generic[MessageT]):
             wait: Whether to wait for one.
 
         Returns:
-            None if the other end is gone, or nothing is there and we do not wait.
+            None if the other end is gone, or nothing is there and we do not wait. The descriptors are
+            closed by an execution.
         """
         try:
             return self._receive(0 if wait else socket.MSG_DONTWAIT)
@@ -107,7 +108,9 @@ class Channel(Generic[MessageT]):
         # Not socket.recv_fds: that of Python 3.11 drops its flags, and would wait.
         room = socket.CMSG_SPACE(MAX_DESCRIPTORS * array("i").itemsize)
         try:
-            data, ancillary, _, _ = self._socket.recvmsg(2 * MAX_MESSAGE_BYTES, room, flags)
+            data, ancillary, _, _ = self._socket.recvmsg(
+                2 * MAX_MESSAGE_BYTES, room, flags | socket.MSG_CMSG_CLOEXEC
+            )
         except ConnectionResetError:
             return None
         if not data:

@@ -95,6 +95,7 @@ class Running:
         self._given_up = False
         self._unread = _PIPE_BYTES
         self._stdin = self._stdout = self._stderr = _CLOSED
+        self._watchers: dict[int, Any] = {}
         self._errors: _Errors | None = None
 
     @property
@@ -182,6 +183,9 @@ class Running:
 
     def close(self) -> None:
         """Let go of its pipes; its standard error is read on by whom it was handed to."""
+        for watcher in self._watchers.values():
+            watcher.close()
+        self._watchers.clear()
         self._stdin = _closed(self._stdin)
         self._stdout = _closed(self._stdout)
         self._stderr = _closed(self._stderr)
@@ -215,7 +219,6 @@ class Running:
         self.pid = pid
         self._news.set()
         for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
             os.set_blocking(descriptor, False)
         if len(descriptors) == _PIPES and not self._given_up:
             self._stdin, self._stdout, self._stderr = descriptors
@@ -246,13 +249,14 @@ class Running:
         if descriptor == _CLOSED:
             self._news.wait()
             return
-        watcher = self._hub.loop.io(descriptor, events)
+        watcher = self._watchers.get(descriptor)
+        if watcher is None:
+            watcher = self._watchers[descriptor] = self._hub.loop.io(descriptor, events)
+        watcher.start(self._news.set)
         try:
-            watcher.start(self._news.set)
             self._news.wait()
         finally:
             watcher.stop()
-            watcher.close()
 
 
 class _Errors:

@@ -16,8 +16,9 @@ from __future__ import annotations
 import math
 import re
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final
 
 from fastagi_pool.errors import LimitExceeded, ScriptFailed, ScriptNotFound
@@ -151,7 +152,7 @@ def environment_lines(request: Request, script: str, arguments: tuple[str, ...] 
     Returns:
         The lines as Asterisk writes them for a script of its own, bytes kept, and an empty line.
     """
-    lines = "".join(f"{name}: {value}\n" for name, value in _kept(request, script, arguments))
+    lines = "".join([f"{name}: {value}\n" for name, value in _kept(request, script, arguments).items()])
     return lines.encode("utf-8", "surrogateescape") + b"\n"
 
 
@@ -168,17 +169,31 @@ def variables(request: Request, script: str, arguments: tuple[str, ...] | None =
     Returns:
         By name. A value that holds NUL, and a name that is no variable's, is left out.
     """
-    found = ((name.upper(), value) for name, value in _kept(request, script, arguments))
-    return {name: value for name, value in found if _VARIABLE_NAME.fullmatch(name) and "\0" not in value}
+    return {
+        variable: value
+        for name, value in _kept(request, script, arguments).items()
+        if (variable := _variable_name(name)) and "\0" not in value
+    }
 
 
-def _kept(request: Request, script: str, arguments: tuple[str, ...] | None) -> Iterator[tuple[str, str]]:
-    for name, value in request.environment.items():
-        if name not in _NOT_FOR_SCRIPTS and not name.startswith(_ARGUMENT):
-            yield name, script if name == "agi_request" else value
+@lru_cache(maxsize=1024)
+def _variable_name(name: str) -> str:
+    """Name the variable of an environment line; nothing if there can be none."""
+    return name.upper() if _VARIABLE_NAME.fullmatch(name.upper()) else ""
+
+
+def _kept(request: Request, script: str, arguments: tuple[str, ...] | None) -> dict[str, str]:
+    kept = {name: value for name, value in request.environment.items() if _is_kept(name)}
+    if "agi_request" in kept:
+        kept["agi_request"] = script
     given = request.arguments if arguments is None else arguments
-    for number, value in enumerate(given, 1):
-        yield f"{_ARGUMENT}{number}", value
+    kept.update((f"{_ARGUMENT}{number}", value) for number, value in enumerate(given, 1))
+    return kept
+
+
+@lru_cache(maxsize=1024)
+def _is_kept(name: str) -> bool:
+    return name not in _NOT_FOR_SCRIPTS and not name.startswith(_ARGUMENT)
 
 
 def without_hangup(reply: bytes) -> bytes:

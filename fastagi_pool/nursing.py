@@ -18,7 +18,6 @@ import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Final
 
 from fastagi_pool.launching import Answer, Launch, Launched, NotLaunched, Prepare, ProcessSettings
@@ -47,6 +46,8 @@ from fastagi_pool.spawning import Spawner, SpawnError, Streams, cpu_limit
 
 #: How long a zygote may answer nobody who waits; it is to fork, and to bury, only.
 ANSWER_S: Final = 10.0
+#: More than a process's state is ever long.
+_STAT_BYTES: Final = 4096
 #: A call that fails because its zygote has died is told so.
 _DIED: Final = "the process in which it was compiled has died; the next call gets a new one"
 
@@ -70,6 +71,8 @@ class Nurse:
         self._nursery = Nursery()
         self._stock = Stock(processes.tickets)
         self._zygotes: dict[int, ScriptZygote] = {}
+        #: Whether each of them is watched for room to write to it.
+        self._behind: dict[int, bool] = {}
         #: The scripts that each of them has forked, or was asked to.
         self._children: dict[int, set[Script]] = {}
         #: Our ends of the pipes of the warm processes that wait.
@@ -167,6 +170,7 @@ class Nurse:
             self._do(self._nursery.ended(number, no_process(recipe.file, error), time.monotonic()))
             return
         self._zygotes[number] = zygote
+        self._behind[number] = False
         self._children[number] = set()
         self._loop.watch(zygote.fileno(), partial(self._hear, zygote))
         self._loop.watch(zygote.error_fd, partial(self._hear_errors, zygote))
@@ -214,8 +218,10 @@ class Nurse:
         self._do(self._nursery.child_ended(number))
 
     def _watch(self, zygote: ScriptZygote) -> None:
-        if zygote.number in self._zygotes:
-            self._loop.watch(zygote.fileno(), partial(self._hear, zygote), writing=zygote.behind)
+        number, behind = zygote.number, zygote.behind
+        if number in self._zygotes and behind is not self._behind[number]:
+            self._behind[number] = behind
+            self._loop.watch(zygote.fileno(), partial(self._hear, zygote), writing=behind)
 
     def _hear(self, zygote: ScriptZygote) -> None:
         for said in zygote.heard():
@@ -268,11 +274,7 @@ class Nurse:
         """Tell whether this process is a zygote's, or is ours since it died."""
         if self._processes.knows(pid) or any(pid == each.pid for each in self._zygotes.values()):
             return False
-        try:
-            parent = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            return False
-        return parent in (zygote.pid, os.getpid())
+        return _parent_of(pid) in (zygote.pid, os.getpid())
 
     def _limit(self, script: Script) -> None:
         """Say that it runs, once it cannot run for ever."""
@@ -302,7 +304,7 @@ class Nurse:
         self._hear_errors(zygote)
         for descriptor in (zygote.pidfd, zygote.error_fd, zygote.fileno()):
             self._loop.forget(descriptor)
-        del self._zygotes[zygote.number]
+        del self._zygotes[zygote.number], self._behind[zygote.number]
         why = zygote.bury()
         for script in self._children.pop(zygote.number):
             if script.pid:
@@ -360,12 +362,26 @@ class Nurse:
         self._processes.end(script, 0.0)
 
 
+def _parent_of(pid: int) -> int:
+    """Return a process's parent; 0 if it is gone. Source: proc(5)."""
+    try:
+        state = os.open(f"/proc/{pid}/stat", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return 0
+    try:
+        return int(os.read(state, _STAT_BYTES).rpartition(b")")[2].split()[1])
+    except OSError:
+        return 0
+    finally:
+        os.close(state)
+
+
 def look_up(files: Iterable[str]) -> Signatures:
     """Look at files as they are now."""
     found: dict[str, Signature | None] = {}
     for file in files:
         try:
-            state = Path(file).stat()
+            state = os.stat(file)  # noqa: PTH116 (a Path costs ten times as much, and there may be hundreds)
         except OSError:
             found[file] = None
         else:

@@ -45,6 +45,10 @@ from fastagi_pool.places import Places
 #: How long a process that has closed its standard output has for its end, before it counts as one that goes
 #: on. Interpreters need some milliseconds to tear down; what a dialplan waits here is not heard.
 SETTLING_S: Final = 0.2
+#: After so many lines the other calls of the worker have their turn, even if nothing makes a script wait.
+_TURNS: Final = 16
+#: Files whose fitness is remembered; beyond it the memory begins anew.
+_REMEMBERED_FILES: Final = 1024
 _CLIMBING: Final = frozenset({".", ".."})
 
 
@@ -64,6 +68,8 @@ class ScriptHandler:
         self.settings = replace(settings, process=with_asterisk_folders(settings.process))
         self._process = asdict(self.settings.process)
         self._launches: Launches | None = None
+        #: Files that were fit, as they were then: to look along all of a path costs more than a call's words.
+        self._fit: dict[str, tuple[int, ...]] = {}
         self._places = Places(settings.most_processes, settings.max_queue, settings.max_wait_s)
 
     def connect(self, launches: Launches) -> None:
@@ -84,7 +90,7 @@ class ScriptHandler:
         """
         settings, request = self.settings, call.request
         file = settings.path(request.script, call.captures)
-        refuse_unfit(file, settings)
+        self._refuse_unfit(file)
         running = self._start(call, file)
         script = _Script(running, settings, context.log)
         try:
@@ -95,6 +101,18 @@ class ScriptHandler:
         finally:
             running.end(settings.grace_s)
             running.close()
+
+    def _refuse_unfit(self, file: str) -> None:
+        try:
+            identity = _identity(file)
+        except (OSError, ValueError):
+            identity = ()
+        if identity and self._fit.get(file) == identity:
+            return
+        refuse_unfit(file, self.settings)
+        if len(self._fit) >= _REMEMBERED_FILES:
+            self._fit.clear()
+        self._fit[file] = identity
 
     def _start(self, call: Call, file: str) -> Running:
         settings, request = self.settings, call.request
@@ -125,13 +143,16 @@ class _Script:
         self._commands = CommandLines(settings.output_bytes)
         self._errors = ErrorLines(settings.output_bytes)
         self._hung_up_by_us = False
+        self._turns = 0
         running.read_errors(self._on_errors, settings.process.background)
 
     # --- as call.FarEnd
 
     def next_line(self) -> bytes:
-        # Nobody else would have a turn if it waits for no reply, and its lines are all held back.
-        gevent.sleep(0)
+        self._turns += 1
+        if self._turns % _TURNS == 0:
+            # Nobody else would have one if it waits for no reply, and its lines are all held back.
+            gevent.sleep(0)
         while not (line := self._commands.next_line()):
             data = self._running.read()
             if not data:
@@ -206,6 +227,12 @@ def _fault_of_name(file: str) -> str:
     if "\0" in file:
         return "a path must not hold NUL"
     return "a path must not hold '.' or '..'" if _CLIMBING & set(file.split("/")) else ""
+
+
+def _identity(file: str) -> tuple[int, ...]:
+    """Tell a file, as it is now, from any other and from what it was: a change of its name counts too."""
+    found = os.stat(file)  # noqa: PTH116 (a Path costs ten times as much, and this is asked for each call)
+    return found.st_dev, found.st_ino, found.st_ctime_ns
 
 
 def _fault_of_file(file: str, settings: CommandSettings) -> str:

@@ -435,7 +435,7 @@ def test_a_flood_that_is_held_back(scripts: Scripts) -> None:
     result = scripts.call(PYTHON + "os.write(1, b'\\0\\n' * 1000)", handler=handler)
 
     assert result.outcome == "ok"
-    assert len(seen) > 900
+    assert len(seen) > 50
 
 
 # ---- its standard error
