@@ -31,7 +31,7 @@ SCENARIO_LIMIT_S: Final = 120.0
 
 _NO_MARIADB: Final = "no MariaDB"
 #: How the reasons of skips begin that name a missing service.
-_NO_SERVICE: Final = (_NO_MARIADB, "no Asterisk")
+_NO_SERVICE: Final = (_NO_MARIADB, "no Asterisk", "no languages")
 _database_numbers = itertools.count(1)
 
 

@@ -25,8 +25,8 @@ def languages() -> None:
         provide_languages()
     except LanguagesMissingError as error:
         if os.environ.get("REQUIRE_SERVICES") == "1":
-            pytest.fail(str(error), pytrace=False)
-        pytest.skip(str(error))
+            pytest.fail(f"no languages: {error}", pytrace=False)
+        pytest.skip(f"no languages: {error}")
 
 
 @pytest.fixture(scope="session")
