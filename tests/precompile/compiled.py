@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
+import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +16,10 @@ from typing import Final, Self
 import fastagi_pool
 
 PRECOMPILE: Final = Path(fastagi_pool.__file__).parent / "precompile"
+PERL: Final = "/usr/bin/perl"
+PERL_ZYGOTE: Final = [PERL, f"-I{PRECOMPILE}", "-MFastAGIPool::Zygote"]
+PYTHON: Final = sys.executable
+PYTHON_ZYGOTE: Final = [PYTHON, str(PRECOMPILE / "python_zygote.py")]
 MAX_MESSAGE_BYTES: Final = 200_000
 #: A hundred times what anything here takes.
 LIMIT_S: Final = 30.0
@@ -41,6 +47,24 @@ class Call:
     arguments: tuple[bytes, ...] = ()
     variables: dict[bytes, bytes] = field(default_factory=dict)
     speech: bytes = b""
+
+
+#: A call with something of everything that is easily lost on the way, both ends of lines among it.
+CALL: Final = Call(
+    arguments=(b"a b", b"", b"\xff\xfe", "ä".encode(), b"-x", b"a=b", b"*"),
+    variables={b"AST_CONFIG_DIR": b"/etc/asterisk", b"EMPTY": b"", b"ODD": b"a=b \xff\n"},
+    speech="agi_request: käse\r\nagi_channel: SIP/1\n\n200 result=1 (value)\n".encode(),
+)
+
+
+def write_script(script: Path, text: str, modules: Mapping[str, str]) -> Path:
+    """Write a script and the modules beside it, by their paths from there; return the script."""
+    for name, content in modules.items():
+        module = script.parent / name
+        module.parent.mkdir(exist_ok=True)
+        module.write_text(content)
+    script.write_text(text)
+    return script
 
 
 def run_fresh(command: list[str], script: Path, call: Call) -> Run:

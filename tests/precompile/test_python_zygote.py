@@ -1,18 +1,12 @@
-"""The Python zygote: real ones, whose calls are compared with fresh runs of the same scripts."""
+"""The Python zygote, in what is Python's own: real ones, whose calls are compared with fresh runs."""
 
 from __future__ import annotations
 
-import os
-import signal
-import sys
 from pathlib import Path
 from typing import Final
 
 import pytest
-from compiled import PRECOMPILE, Call, Zygote, run_fresh, run_often
-
-PYTHON: Final = sys.executable
-ZYGOTE: Final = [PYTHON, str(PRECOMPILE / "python_zygote.py")]
+from compiled import CALL, PYTHON, PYTHON_ZYGOTE, Zygote, run_fresh, run_often, write_script
 
 #: Scripts whose every run must look the same, by what they are about.
 SCRIPTS: Final = {
@@ -92,33 +86,20 @@ MODULES: Final = {
     "reaper.py": "import signal, os\ndef f(*_): pass\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n"
     "signal.signal(signal.SIGCHLD, signal.SIG_DFL)\n",
     "ignorant.py": "import signal\nsignal.signal(signal.SIGCHLD, signal.SIG_IGN)\n",
-    "broken.py": "def f():\n    import nosuch\nf()\n",
     "threaded.py": "import threading, time\n"
     "threading.Thread(target=time.sleep, args=(9,), daemon=True).start()\n",
 }
 
-#: What each of them is given.
-CALL: Final = Call(
-    arguments=(b"a b", b"", b"\xff\xfe", "ä".encode(), b"-x", b"a=b", b"*"),
-    variables={b"AST_CONFIG_DIR": b"/etc/asterisk", b"EMPTY": b"", b"ODD": b"a=b \xff\n"},
-    speech="agi_request: käse\r\nagi_channel: SIP/1\n\n200 result=1 (value)\n".encode(),
-)
-
 
 def _script(directory: Path, text: str) -> Path:
-    (directory / "other").mkdir()
-    for name, content in MODULES.items():
-        (directory / name).write_text(content)
-    script = directory / "script.py"
-    script.write_text(text)
-    return script
+    return write_script(directory / "script.py", text, MODULES)
 
 
 @pytest.mark.parametrize("about", SCRIPTS)
 def test_a_call_looks_like_a_fresh_run(about: str, tmp_path: Path) -> None:
     """Output, errors and exit status of each call are those of a fresh run."""
     script = _script(tmp_path, SCRIPTS[about])
-    assert run_often(ZYGOTE, script, CALL) == [run_fresh([PYTHON], script, CALL)] * 6
+    assert run_often(PYTHON_ZYGOTE, script, CALL) == [run_fresh([PYTHON], script, CALL)] * 6
 
 
 @pytest.mark.parametrize("switch", ["-u", "-E", "-I", "-P", "-O", "-Xutf8", "-Wdefault", "-Werror"])
@@ -127,35 +108,13 @@ def test_switches_of_the_command_line_hold(switch: str, about: str, tmp_path: Pa
     """Python's own switches do the same to a call as to a fresh run."""
     script = _script(tmp_path, SCRIPTS[about])
     expected = run_fresh([PYTHON, switch], script, CALL)
-    assert run_often([PYTHON, switch, *ZYGOTE[1:]], script, CALL) == [expected] * 6
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "def f(:\n    pass\n",
-        "x = 1\n  y = 2\n",
-        "return 1\n",
-        "import sys\n\nimport nosuch\nprint('never')\n",
-        "import os\nimport broken\n",
-        "from os import nosuch\n",
-    ],
-)
-def test_what_cannot_be_prepared_says_what_python_says(text: str, tmp_path: Path) -> None:
-    """A script with an error in it or in its imports never gets ready: the message is Python's own."""
-    script = _script(tmp_path, text)
-    fresh = run_fresh([PYTHON], script, CALL)
-    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
-        assert zygote.ready == []
-        code, errors = zygote.hang_up()
-    assert (code, errors) == (fresh.code, fresh.errors)
-    assert code == 1
+    assert run_often([PYTHON, switch, *PYTHON_ZYGOTE[1:]], script, CALL) == [expected] * 6
 
 
 def test_threads_of_modules_are_refused(tmp_path: Path) -> None:
     """A module that starts a thread would have lost it in each call: the zygote does not get ready."""
     script = _script(tmp_path, "import threaded\n")
-    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+    with Zygote([*PYTHON_ZYGOTE, str(script)], tmp_path) as zygote:
         assert zygote.ready == []
         code, errors = zygote.hang_up()
     assert code == 1
@@ -165,82 +124,12 @@ def test_threads_of_modules_are_refused(tmp_path: Path) -> None:
 def test_children_ignored_by_a_module_are_known(tmp_path: Path) -> None:
     """How a call ended is known even if a module had the system forget children; the script has it so."""
     script = _script(tmp_path, "import ignorant\nimport signal, sys\nsys.exit(signal.getsignal(17) + 5)")
-    assert {run.code for run in run_often(ZYGOTE, script, CALL)} == {6}
-
-
-def test_every_file_is_named(tmp_path: Path) -> None:
-    """A change of the script or of any module in it can be noticed; what is not loaded yet is not named."""
-    script = _script(tmp_path, "import local\nprint(1)\nimport noisy\n")
-    with Zygote([*ZYGOTE, script.name], tmp_path) as zygote:
-        _, *files = (os.fsdecode(name) for name in zygote.ready)
-    assert files[0] == str(script)
-    assert str(tmp_path / "local.py") in files
-    assert str(tmp_path / "noisy.py") not in files
-    assert all(Path(name).is_absolute() for name in files)
+    assert {run.code for run in run_often(PYTHON_ZYGOTE, script, CALL)} == {6}
 
 
 def test_only_what_is_documented_is_loaded_besides(tmp_path: Path) -> None:
     """The script finds no module loaded that a fresh run has not, but the few that we name."""
     script = _script(tmp_path, "import sys\nprint(*sorted(sys.modules))")
     fresh = set(run_fresh([PYTHON], script, CALL).output.split())
-    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
+    with Zygote([*PYTHON_ZYGOTE, str(script)], tmp_path) as zygote:
         assert set(zygote.run(CALL).output.split()) - fresh <= {"gc", "_socket", "__future__"}
-
-
-def test_each_call_has_its_own_number_and_chance(tmp_path: Path) -> None:
-    """The process is the one that was announced, and random numbers differ."""
-    script = _script(tmp_path, "import os, random\nprint(os.getpid(), random.random())")
-    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
-        seen = []
-        for _ in range(3):
-            running = zygote.start(CALL)
-            pid, chance = running.finish()[0].split()
-            assert int(pid) == running.pid
-            assert zygote.reap(running.pid) == 0
-            seen.append(chance)
-    assert len(set(seen)) == 3
-
-
-def test_child_leads_its_group_and_ends_by_signal(tmp_path: Path) -> None:
-    """A call's process group is its own when it is announced; SIGHUP kills it, as any fresh Python."""
-    script = _script(tmp_path, "import time\ntime.sleep(60)")
-    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
-        running = zygote.start(CALL)
-        assert os.getpgid(running.pid) == running.pid
-        assert os.getsid(running.pid) == os.getsid(0)
-        os.killpg(running.pid, signal.SIGHUP)
-        running.finish()
-        assert zygote.reap(running.pid) == -signal.SIGHUP
-
-
-def test_calls_survive_their_zygote(tmp_path: Path) -> None:
-    """At the end of the conversation the zygote is gone at once, without exit functions; its calls go on."""
-    (tmp_path / "leaving.py").write_text("import atexit, os\natexit.register(lambda: os.write(2, b'bye'))")
-    script = _script(tmp_path, "import leaving\nprint('on', flush=True)\nprint('heard', input())")
-    zygote = Zygote([*ZYGOTE, str(script)], tmp_path)
-    running = zygote.start(CALL)
-    assert running.stdout.readline() == b"on\n"
-    assert zygote.hang_up() == (0, "")
-    assert running.finish(b"this\n") == ("heard this\n", "bye")
-
-
-def test_nonsense_is_answered(tmp_path: Path) -> None:
-    """A request without descriptors, or of an unknown kind, is refused, and the next call is served."""
-    script = _script(tmp_path, "print(1)")
-    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
-        assert zygote.ask(b"run", b"0")[0] == b"error"
-        assert zygote.ask(b"dance")[0] == b"error"
-        assert zygote.ask(b"reap", b"1") == [b"status", b"1", b"-1"]
-        assert zygote.run(CALL).output == "1\n"
-
-
-def test_zygote_keeps_no_descriptors(tmp_path: Path) -> None:
-    """After many calls it has as many descriptors open as after the first."""
-    script = _script(tmp_path, "print(1)")
-    with Zygote([*ZYGOTE, str(script)], tmp_path) as zygote:
-        descriptors = Path(f"/proc/{zygote.process.pid}/fd")
-        zygote.run(CALL)
-        before = len(list(descriptors.iterdir()))
-        for _ in range(20):
-            zygote.run(CALL)
-        assert len(list(descriptors.iterdir())) == before
