@@ -87,7 +87,8 @@ def _everything_is_closed() -> Iterator[None]:
     before = open_descriptors()
     yield
     gevent.sleep(0)
-    assert open_descriptors() == before
+    # Fewer may be open: what other tests have left to the garbage collector is closed when that comes.
+    assert set(open_descriptors()) <= set(before)
 
 
 def open_descriptors() -> list[int]:
