@@ -30,10 +30,9 @@ _MOST_ROUNDS: Final = 6
 #: Lines of the large script: those of the largest scripts of a dialer.
 _LARGE_LINES: Final = 9_000
 #: Processor time is the median of some batches, as whatever else runs makes a batch dearer.
-_CPU_BATCHES: Final = 9
-_CPU_CALLS: Final = 150
-#: Fewer at the same time than for the rates: a pool that has not used up its machine.
-_CPU_AT_ONCE: Final = 4
+_CPU_BATCHES: Final = 5
+#: Long enough for caches and clocks to be as under load: short bursts cost a fifth more.
+_CPU_CALLS: Final = 1_000
 _MOST_CPU_MS: Final = 5.0
 _TICKS_PER_S: Final = os.sysconf("SC_CLK_TCK")
 
@@ -220,7 +219,7 @@ def _lost(results: Mapping[str, list[LoadResult]]) -> Figure:
 
 def _cpu_figure(bench: Bench, pool: PoolService) -> Figure:
     """Measure what a precompiled call of the large script takes of the processors, in all of the pool."""
-    load = Load(script=f"precompiled/{_LARGE.file}", at_once=_CPU_AT_ONCE, calls=_CPU_CALLS)
+    load = Load(script=f"precompiled/{_LARGE.file}", at_once=_AT_ONCE, calls=_CPU_CALLS)
     found_ms = []
     for _ in range(_CPU_BATCHES):
         before_s = _cpu_s(pool)
