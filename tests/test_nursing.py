@@ -117,7 +117,8 @@ def test_what_does_not_compile(launcher: RunningLauncher, tmp_path: Path) -> Non
     [reason] = reasons
     assert reason.startswith('Global symbol "$x" requires explicit package name')
     assert reason.endswith(f"Execution of {file} aborted due to compilation errors.")
-    assert launcher.log.read_text().count(f"script={file} calls are refused until it is mended: Global") == 1
+    told = f"script={file} calls are refused until it is mended: Global"
+    eventually(lambda: launcher.log.read_text().count(told) == 1)
     written(file, PERL_SCRIPT)
     hear_zygote(worker, file, PERL)
 

@@ -178,7 +178,7 @@ def test_what_is_left_after_an_end_has_the_same_grace(
     assert worker.fate(script) == -signal.SIGHUP
     assert alive(int(child))
     eventually(lambda: not alive(int(child)))
-    assert "left processes that did not end in its grace" in launcher.log.read_text()
+    eventually(lambda: "left processes that did not end in its grace" in launcher.log.read_text())
 
 
 def test_a_launch_that_is_ended_at_once(worker: Client, tmp_path: Path) -> None:
