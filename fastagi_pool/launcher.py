@@ -203,10 +203,9 @@ class Launcher:
         if isinstance(message, Prepare):
             self._nurse.prepare(message)
         for descriptor in descriptors:
-            os.set_inheritable(descriptor, False)
-            end = socket.socket(fileno=descriptor)
-            end.setblocking(False)
-            self._workers.add(Worker(LauncherChannel(end), self._loop, self._obey))
+            channel = LauncherChannel(socket.socket(fileno=descriptor))
+            channel.never_wait()
+            self._workers.add(Worker(channel, self._loop, self._obey))
 
     def _obey(self, worker: Worker) -> None:
         for received in islice(worker.received(), _ORDERS):

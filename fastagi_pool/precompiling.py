@@ -25,6 +25,7 @@ from itertools import dropwhile
 from pathlib import Path, PurePath
 from typing import Final, TypeAlias
 
+from fastagi_pool.channel import MAX_MESSAGE_BYTES
 from fastagi_pool.launching import ProcessSettings
 from fastagi_pool.nursery import Recipe
 from fastagi_pool.spawning import (
@@ -40,8 +41,6 @@ from fastagi_pool.spawning import (
 
 #: Where a zygote finds the number of its end of the conversation.
 SOCKET_VARIABLE: Final = "FASTAGI_POOL_ZYGOTE"
-#: Longest datagram; so that the environment and the arguments of a call fit.
-_MOST_BYTES: Final = 200_000
 #: Most that is kept of a compiler's message, and most of a line that has no end.
 _MESSAGE_BYTES: Final = 65_536
 _LINE_BYTES: Final = 8_192
@@ -126,7 +125,7 @@ class ScriptZygote:
         self.pid, self.pidfd, self._report_fd = birth.pid, birth.pidfd, birth.report_fd
         os.set_blocking(self.error_fd, False)
         ours.setblocking(False)
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * _MOST_BYTES)
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE_BYTES)
         self._socket = ours
 
     def __str__(self) -> str:
@@ -162,7 +161,7 @@ class ScriptZygote:
         """
         added = [f"{name}={value}" for name, value in variables.items()]
         data = b"\0".join(map(os.fsencode, ["run", str(len(arguments)), *arguments, *added]))
-        if len(data) > _MOST_BYTES or data.count(b"\0") != 1 + len(arguments) + len(added):
+        if len(data) > MAX_MESSAGE_BYTES or data.count(b"\0") != 1 + len(arguments) + len(added):
             raise SpawnError(f"cannot run {self.recipe.file}: its arguments are too long, or hold a NUL byte")
         theirs, streams.theirs = streams.theirs, []
         if self._say(ticket, data, theirs):
@@ -207,7 +206,7 @@ class ScriptZygote:
         self._flush()
         while True:
             try:
-                data = self._socket.recv(_MOST_BYTES)
+                data = self._socket.recv(MAX_MESSAGE_BYTES)
             except BlockingIOError:
                 return
             except ConnectionResetError:

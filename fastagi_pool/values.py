@@ -25,6 +25,7 @@ from pydantic import AfterValidator, BeforeValidator, PlainSerializer, PlainVali
 
 from fastagi_pool.endings import OnError
 from fastagi_pool.findings import Finding, RefusedValue, refuse_all
+from fastagi_pool.legacy import placeholders
 from fastagi_pool.yamlfile import Bare, Location, bare_value
 
 #: Longest duration in seconds, ten years: more is a slip of the keyboard and would overflow timers.
@@ -461,8 +462,11 @@ def _parse_handler(value: str) -> str:
 
 def _parse_command(value: str) -> str:
     _parse_absolute_path(value)
-    if re.search(r"[{}]", re.sub(r"\{\w+\}", "", value)):
-        raise RefusedValue("must hold '{' and '}' only around a name", "for example {script} or {1}")
+    try:
+        placeholders(value)
+    except ValueError:
+        hint = "for example {script} or {1}"
+        raise RefusedValue("must hold '{' and '}' only around a name", hint) from None
     if (part := next((each for each in value.split("/") if each in {".", ".."}), None)) is not None:
         raise ValueError(f"must not hold {part!r} as a part of its path")
     if value.endswith("/"):
