@@ -17,10 +17,11 @@ wrong is told in the words of the file.
 
 from __future__ import annotations
 
+import grp
+import pwd
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeVar
 from urllib.parse import quote
@@ -36,6 +37,7 @@ from fastagi_pool.errors import Problem
 from fastagi_pool.findings import Finding, RefusedValue, closest, did_you_mean, refuse_all
 from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer, spelled_out
 from fastagi_pool.section import Section, checked
+from fastagi_pool.serviceconfig import Http, Log, Rotation, Slow
 from fastagi_pool.values import (
     MAX_WORKERS,
     AbsolutePath,
@@ -68,43 +70,6 @@ _LAYOUT: Final = Layout(
 
 
 # -- The model --------------------------------------------------------------------------------------------
-
-
-class LogLevel(StrEnum):
-    """How much the log tells."""
-
-    DEBUG = "debug"
-    INFO = "info"
-    WARNING = "warning"
-    ERROR = "error"
-
-
-class Log(Section):
-    """Where the log goes and how much it tells."""
-
-    file: str = Field(
-        default="-",
-        description="Where the log goes: an absolute path, or `-` for standard error, which is what systemd "
-        "and containers collect.",
-    )
-    level: LogLevel = Field(
-        default=LogLevel.INFO,
-        description="How much the log tells: `debug`, `info`, `warning` or `error`. `info` says what starts, "
-        "stops and fails; `debug` is for finding a fault.",
-    )
-    access: str = Field(
-        default="-",
-        description="Where the one line for each call goes: an absolute path, `-` for the same place as the "
-        "log, or `off`. On by default, because it is the only trace of a call that went well.",
-    )
-
-    @field_validator("file", "access")
-    @classmethod
-    def _path_or_word(cls, value: str, info: ValidationInfo) -> str:
-        words = ("-", "off") if info.field_name == "access" else ("-",)
-        if value not in words and (not value.startswith("/") or "\0" in value):
-            raise ValueError(f"must be {' or '.join(repr(word) for word in words)} or an absolute path")
-        return value
 
 
 class Limits(Section):
@@ -388,7 +353,28 @@ class Config(Section):
         description="Absolute path of the file that gets the master's process id; empty for none, which is "
         "right under systemd.",
     )
+    user: str = Field(
+        default="",
+        description="Whom the server becomes once its ports are open; empty for whoever starts it. Another "
+        "one needs a start as root, and must be able to read this file.",
+    )
+    group: str = Field(
+        default="",
+        description="The group it becomes with `user`; empty for that user's own.",
+    )
+    umask: str = Field(
+        default="",
+        description="Rights that files which the server makes do not get, as an octal number such as `027`; "
+        "empty for those of whoever starts it.",
+    )
+    chdir: PathOrNothing = Field(
+        default="",
+        description="Absolute path of the folder in which the server works; empty for where it was started, "
+        "which is `/` for a daemon.",
+    )
     log: Log = Field(default_factory=Log, description="Where the log goes.")
+    slow: Slow = Field(default_factory=Slow, description="Which calls are slow, and where that is written.")
+    http: Http = Field(default_factory=Http, description="Where the state of the pool is shown.")
     databases: Mapping[DatabaseName, Database] = Field(
         default={},
         description="The databases that handlers may use, by name. A name consists of small letters, digits "
@@ -405,6 +391,42 @@ class Config(Section):
             cores: The processor cores that this server may use; counts for ``auto``.
         """
         return max(1, min(cores, MAX_WORKERS)) if self.workers == "auto" else self.workers
+
+    @field_validator("user")
+    @classmethod
+    def _user_exists(cls, name: str) -> str:
+        try:
+            if name:
+                pwd.getpwnam(name)
+        except (KeyError, ValueError):
+            raise ValueError(f"must be a user of this machine; {name!r} is none") from None
+        return name
+
+    @field_validator("group")
+    @classmethod
+    def _group_exists(cls, name: str, info: ValidationInfo) -> str:
+        if name and info.data.get("user") == "":
+            raise ValueError("needs 'user'")
+        try:
+            if name:
+                grp.getgrnam(name)
+        except (KeyError, ValueError):
+            raise ValueError(f"must be a group of this machine; {name!r} is none") from None
+        return name
+
+    @field_validator("umask")
+    @classmethod
+    def _umask_is_octal(cls, value: str) -> str:
+        if not re.fullmatch(r"0?[0-7]{0,3}", value):
+            raise RefusedValue("must be an octal number from 0 to 777", "in quotes, as '027'")
+        return value
+
+    @field_validator("chdir")
+    @classmethod
+    def _folder_exists(cls, folder: str) -> str:
+        if folder and not Path(folder).is_dir():
+            raise ValueError(f"must be an existing folder; {folder} is none")
+        return folder
 
     @field_validator("watchdog")
     @classmethod
@@ -441,7 +463,12 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Config:
-        refuse_all(_conflicts(self.listen, bool(self.allow), self.routes, self.databases))
+        refuse_all(
+            [
+                *_conflicts(self.listen, bool(self.allow), self.routes, self.databases),
+                *_taken_twice(self.listen, self.http.address),
+            ]
+        )
         return self
 
 
@@ -471,6 +498,18 @@ def _listen_conflicts(listen: Sequence[ListenAddress | None], allowed: bool) -> 
         if address.kind is ListenKind.TCP and not address.is_loopback and not allowed:
             message = "can be reached from other machines, so 'allow' must say which may call"
             yield Finding(("listen", number), message, "for example allow: [10.0.0.0/8]")
+
+
+def _taken_twice(listen: Sequence[ListenAddress], http: ListenAddress | None) -> Iterator[Finding]:
+    for number, address in enumerate(listen):
+        if http is not None and address.port and address.port == http.port and _overlap(address, http):
+            message = f"is where calls come in: listen[{number}] is {address}"
+            yield Finding(("http", "listen"), message, "give it another port, or say off")
+
+
+def _overlap(one: ListenAddress, other: ListenAddress) -> bool:
+    everywhere = {"*", "0.0.0.0", "::"}
+    return one.host == other.host or bool(everywhere & {one.host, other.host})
 
 
 def _route_conflicts(routes: Sequence[Route | None], databases: Collection[str]) -> Iterator[Finding]:
@@ -576,25 +615,29 @@ def _loaded(written: Document) -> LoadedConfig:
     return LoadedConfig(config, document.files, document.source_map)
 
 
+#: What each mapping of the file is, by where it stands; ``*`` stands for any number, and for any name of a
+#: database. Others are routes.
+_MAPPINGS: Final[Mapping[Location, type[Section]]] = {
+    ("log",): Log,
+    ("log", "rotate"): Rotation,
+    ("slow",): Slow,
+    ("http",): Http,
+    ("limits",): Limits,
+    ("databases", "*"): Database,
+    ("routes", "*", "process"): Process,
+    ("routes", "*", "upstream"): Upstream,
+    ("routes", "*", "upstream", "servers", "*"): UpstreamServer,
+}
+
+
 def _known_keys(location: Location) -> list[str]:
     """Give the keys that the mapping at a location may have."""
-    match location:
-        case ():
-            return [*Config.file_keys(), "include"]
-        case ("log",):
-            return Log.file_keys()
-        case ("limits",):
-            return Limits.file_keys()
-        case ("databases", _):
-            return Database.file_keys()
-        case ("routes", _, "process"):
-            return Process.file_keys()
-        case ("routes", _, "upstream"):
-            return Upstream.file_keys()
-        case ("routes", _, "upstream", "servers", _):
-            return UpstreamServer.file_keys()
-        case _:
-            return Route.file_keys()
+    if not location:
+        return [*Config.file_keys(), "include"]
+    place = tuple("*" if isinstance(key, int) else key for key in location)
+    if place[0] == "databases":
+        place = ("databases", "*")
+    return _MAPPINGS.get(place, Route).file_keys()
 
 
 _Checked = TypeVar("_Checked")

@@ -398,8 +398,8 @@ class Route(Section):
     )
     mask_digits: Truth = Field(
         default=False,
-        description="Whether recordings (`fastagi-pool record`) hide what callers of this route dial, for "
-        "card numbers and PINs.",
+        description="Whether what callers of this route dial is hidden wherever calls are shown (`record`, "
+        "`trace`, `calls`, the slow log), for card numbers and PINs.",
     )
     free_names: Truth = Field(
         default=False,
@@ -412,6 +412,14 @@ class Route(Section):
     )
     idle_timeout: Duration | None = Field(
         default=None, description="Instead of `limits.idle_timeout` on this route; 0 for no limit."
+    )
+    drain_timeout: Duration | None = Field(
+        default=None,
+        description="Instead of the general `drain_timeout` for calls of this route, for example short for "
+        "those that only log, so that old workers are gone soon.",
+    )
+    slow_after: Duration | None = Field(
+        default=None, description="Instead of `slow.after` on this route; 0 for never."
     )
 
     @model_validator(mode="before")

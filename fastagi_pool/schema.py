@@ -21,8 +21,9 @@ from pydantic import BaseModel, WithJsonSchema
 from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
-from fastagi_pool.config import Config, Database, Limits, Log
+from fastagi_pool.config import Config, Database, Limits
 from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer
+from fastagi_pool.serviceconfig import Http, Log, Rotation, Slow
 from fastagi_pool.values import VARIABLE_SCHEMA
 from fastagi_pool.yamlfile import Bare, bare_value
 
@@ -32,7 +33,7 @@ from fastagi_pool.yamlfile import Bare, bare_value
 Schema: TypeAlias = dict[str, Any]
 
 #: The mappings inside the file, each described once.
-_SECTIONS: Final = (Database, Limits, Log, Process, Route, Upstream, UpstreamServer)
+_SECTIONS: Final = (Database, Http, Limits, Log, Process, Rotation, Route, Slow, Upstream, UpstreamServer)
 #: What may stand for a value of each plain type; bounds belong to the first.
 _PLAIN: Final[Mapping[type, Sequence[Schema]]] = {
     NoneType: [{"type": "null"}],

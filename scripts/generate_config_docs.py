@@ -19,9 +19,10 @@ from typing import Any, Final
 import yaml
 from generated import ROOT, write_or_check
 
-from fastagi_pool.config import Config, Database, Limits, Log
+from fastagi_pool.config import Config, Database, Limits
 from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer
 from fastagi_pool.schema import json_schema
+from fastagi_pool.serviceconfig import Http, Log, Rotation, Slow
 from fastagi_pool.values import ServerAddress
 
 _REFERENCE: Final = ROOT / "docs" / "configuration.md"
@@ -75,7 +76,7 @@ the matches of a glob in alphabetical order. A glob that matches nothing is fine
 is named in full is a problem. Each file is read once, and included files include no others.
 
 - The lists `listen`, `allow`, `python_path` and `routes` are joined in the order of the files.
-- The mappings `limits`, `log` and `databases` are united.
+- The mappings `limits`, `log`, `slow`, `http` and `databases` are united.
 - Anything else may be set in one of the files only: nothing silently replaces anything.
 
 Relative paths in `python_path` start from the file that names them; all other paths are absolute.
@@ -89,9 +90,12 @@ def reference() -> str:
     config = Config(routes=(Route(default=True, handler="a:b"),))
     server = UpstreamServer(address=ServerAddress("a", 1))
     sections = [
-        ("Top level", schema, config, {"routes", "limits", "log"}),
+        ("Top level", schema, config, {"routes", "limits", "log", "slow", "http"}),
         ("`limits`", definitions["Limits"], Limits(), set()),
-        ("`log`", definitions["Log"], Log(), set()),
+        ("`log`", definitions["Log"], Log(), {"rotate"}),
+        ("`rotate` of `log`", definitions["Rotation"], Rotation(), set()),
+        ("`slow`", definitions["Slow"], Slow(), set()),
+        ("`http`", definitions["Http"], Http(), set()),
         ("Each of `databases`", definitions["Database"], Database(url=("a://",)), {"url"}),
         ("Each of `routes`", definitions["Route"], config.routes[0], {"handler"}),
         ("`process` of a route", definitions["Process"], Process(), set()),

@@ -21,8 +21,6 @@ from fastagi_pool.config import (
     Database,
     Limits,
     LoadedConfig,
-    Log,
-    LogLevel,
     load,
     load_text,
 )
@@ -36,6 +34,8 @@ from fastagi_pool.routeconfig import (
     UpstreamServer,
 )
 from fastagi_pool.schema import effective
+from fastagi_pool.section import Section
+from fastagi_pool.serviceconfig import Http, Log, LogLevel, Rotation, Slow
 from fastagi_pool.values import ListenAddress, ListenKind
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -101,6 +101,8 @@ def test_defaults() -> None:
         arguments=127,
     )
     assert found.log == Log(file="-", level=LogLevel.INFO, access="-")
+    assert (found.slow, found.http) == (Slow(), Http())
+    assert (found.user, found.group, found.umask, found.chdir) == ("", "", "", "")
     assert found.databases == {}
 
 
@@ -170,6 +172,36 @@ def test_worker_count() -> None:
     """``auto`` follows the cores within the bounds of the key; a number stands."""
     assert [DEFAULTS.worker_count(cores) for cores in (0, 1, 8, 5000)] == [1, 1, 8, 512]
     assert config("workers: 3").worker_count(8) == 3
+
+
+def test_whom_the_server_becomes() -> None:
+    """User, group, umask and folder are read as they are written, octal digits without quotes too."""
+    found = config("user: root\ngroup: root\numask: 027\nchdir: /var")
+    assert (found.user, found.group, found.umask, found.chdir) == ("root", "root", "027", "/var")
+
+
+@pytest.mark.parametrize("mask", ["0", "7", "22", "027", "0027", "777"])
+def test_masks(mask: str) -> None:
+    """A mask may be written with and without the zeros before it."""
+    assert int(config(f"umask: {mask}").umask, 8) == int(mask, 8)
+
+
+def test_a_group_must_exist() -> None:
+    """A group that the machine does not have is found before the server tries to become one of it."""
+    assert problems(f"{ROUTE}user: root\ngroup: no such") == [
+        "x.yaml:3: group: must be a group of this machine; 'no such' is none"
+    ]
+
+
+def test_sections_are_united(tmp_path: Path) -> None:
+    """What an included file says about a section is added to it."""
+    (tmp_path / "main.yaml").write_text(
+        f"{ROUTE}include: more.yaml\nhttp: {{listen: '*:80'}}\nlog: {{level: debug}}\n"
+    )
+    (tmp_path / "more.yaml").write_text("http: {allow: [10.0.0.0/8]}\nlog: {rotate: {every: day}}\n")
+    found = load(tmp_path / "main.yaml", {}).config
+    assert (str(found.http.address), len(found.http.allow)) == ("*:80", 1)
+    assert (found.log.level, found.log.rotate.every) == ("debug", "day")
 
 
 def test_config_is_frozen() -> None:
@@ -312,10 +344,17 @@ def test_database_password_goes_into_each_url() -> None:
         ("on_error: [hangup]", "on_error: must be text"),
         ("limits: 5", "limits: must be a mapping"),
         ("log: {level: INFO}", "log.level: must be 'debug', 'info', 'warning' or 'error'"),
-        ("log: {file: off}", "log.file: must be '-' or an absolute path"),
-        ("log: {access: x}", "log.access: must be '-' or 'off' or an absolute path"),
+        ("log: {file: off}", "log.file: must be '-' or 'syslog' or an absolute path"),
+        ("log: {access: x}", "log.access: must be '-' or 'syslog' or 'off' or an absolute path"),
         ("log: {file: [x]}", "log.file: must be text"),
         ("pid_file: x.pid", "pid_file: must be an absolute path, not 'x.pid'"),
+        ("user: no such", "user: must be a user of this machine; 'no such' is none"),
+        ('user: "a\\0b"', "user: must be a user of this machine; 'a\\x00b' is none"),
+        ("group: root", "group: needs 'user'"),
+        ("umask: 28", "umask: must be an octal number from 0 to 777 (in quotes, as '027')"),
+        ("umask: 1000", "umask: must be an octal number from 0 to 777 (in quotes, as '027')"),
+        ("umask: -1", "umask: must be an octal number from 0 to 777 (in quotes, as '027')"),
+        ("chdir: var", "chdir: must be an absolute path, not 'var'"),
         ("runtime_dir: run", "runtime_dir: must be an absolute path, not 'run'"),
         ("listen: 127.0.0.1:1", "listen: must be a list, each entry after '- '"),
         ("listen: []", "listen: must hold at least one entry"),
@@ -616,7 +655,10 @@ def test_nonsense_is_a_config_error(keys: dict[str, str]) -> None:
 # -- Descriptions and samples -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("model", [Config, Limits, Log, Database, Route, Process, Upstream, UpstreamServer])
+@pytest.mark.parametrize(
+    "model",
+    [Config, Database, Http, Limits, Log, Process, Rotation, Route, Slow, Upstream, UpstreamServer],
+)
 def test_every_key_is_described(model: type[BaseModel]) -> None:
     """Each key carries the sentence or two that the reference is made of."""
     for name, info in model.model_fields.items():
@@ -649,8 +691,12 @@ def test_full_sample_shows_the_defaults() -> None:
     assert found.config.model_copy(update={"routes": ()}) == DEFAULTS.model_copy(update={"routes": ()})
     written = {location[0] for location in found.source_map.places if len(location) == 1}
     assert written == set(Config.file_keys())
-    for section, model in (("limits", Limits), ("log", Log)):
-        keys = {location[1] for location in found.source_map.places if location[:-1] == (section,)}
+    sections: dict[tuple[str, ...], type[Section]] = {
+        **{("limits",): Limits, ("log",): Log, ("slow",): Slow, ("http",): Http},
+        ("log", "rotate"): Rotation,
+    }
+    for section, model in sections.items():
+        keys = {location[-1] for location in found.source_map.places if location[:-1] == section}
         assert keys == set(model.file_keys())
 
 
@@ -676,3 +722,31 @@ def test_full_sample_examples_work(tmp_path: Path) -> None:
     for model, section in ((Process, "process"), (Upstream, "upstream"), (UpstreamServer, "servers")):
         below = (location for location in found.source_map.places if section in location)
         assert set(model.file_keys()) <= {str(location[-1]) for location in below}
+
+
+def test_a_folder_to_work_in_must_exist() -> None:
+    """A slip in chdir is found before the server tries to go there."""
+    assert problems(f"{ROUTE}chdir: /no/such/folder") == [
+        "x.yaml:2: chdir: must be an existing folder; /no/such/folder is none"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("listen", "http", "clashes"),
+    [
+        ("127.0.0.1:4578", "127.0.0.1:4578", True),
+        ("'*:4578'", "127.0.0.1:4578", True),
+        ("127.0.0.2:4578", "127.0.0.1:4578", False),
+        ("127.0.0.1:4577", "127.0.0.1:4578", False),
+        ("127.0.0.1:4578", "off", False),
+        ("127.0.0.1:0", "127.0.0.1:0", False),
+    ],
+)
+def test_calls_and_the_status_need_ports_of_their_own(listen: str, http: str, clashes: bool) -> None:
+    """A port that both want would be found out only at the start, by one of the two."""
+    text = f"{ROUTE}allow: [127.0.0.0/8]\nlisten: [{listen}]\nhttp: {{listen: {http}}}"
+    if clashes:
+        (found,) = problems(text)
+        assert "http.listen: is where calls come in: listen[0] is " in found
+    else:
+        assert loaded(text).config.http.listen == http

@@ -50,6 +50,26 @@ def upstream(text: str) -> Upstream:
     return found
 
 
+# -- Times ------------------------------------------------------------------------------------------------
+
+
+def test_times_of_a_route() -> None:
+    """Each kind of route may say when its calls are slow and how long old workers wait for them; 0 counts."""
+    for whom in ("handler: a:b", "command: /agi/x", "upstream: 'agi:4573'"):
+        given = route(f"script: x, {whom}, drain_timeout: 10m, slow_after: 0")
+        assert (given.drain_timeout, given.slow_after) == (600.0, 0.0)
+        assert (route(f"script: x, {whom}").drain_timeout, route(f"script: x, {whom}").slow_after) == (
+            None,
+            None,
+        )
+
+
+@pytest.mark.parametrize("key", ["drain_timeout", "slow_after"])
+def test_problem_of_a_time(key: str) -> None:
+    """A time that cannot be is a problem with its key."""
+    assert problems(f"script: x, handler: a:b, {key}: -1s") == [f".{key}: must not be negative"]
+
+
 # -- Commands ---------------------------------------------------------------------------------------------
 
 

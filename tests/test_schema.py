@@ -14,14 +14,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastagi_pool.config import Config, Database, Limits, LoadedConfig, Log, load_text
+from fastagi_pool.config import Config, Database, Limits, LoadedConfig, load_text
 from fastagi_pool.routeconfig import Process, Route, Upstream
 from fastagi_pool.schema import effective, json_schema
+from fastagi_pool.serviceconfig import Http, Log, Rotation, Slow
 
 ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = Config(routes=(Route(default=True, handler="a:b"),))
 #: The mappings inside the file.
-SECTIONS = ("Database", "Limits", "Log", "Process", "Route", "Upstream", "UpstreamServer")
+SECTIONS = (
+    *("Database", "Http", "Limits", "Log", "Process", "Rotation", "Route", "Slow"),
+    *("Upstream", "UpstreamServer"),
+)
 #: What stands in the schema for a ``${NAME}``, and for text that may look like a number.
 VARIABLE = {"type": "string", "pattern": r"\$\{.+\}"}
 TEXT = {"title": "text", "type": ["string", "number", "boolean"]}
@@ -76,7 +80,7 @@ def test_schema_knows_every_key() -> None:
     """An editor offers exactly the keys that a file may have."""
     schema: dict[str, Any] = json_schema()
     assert set(schema["properties"]) == {*Config.file_keys(), "include"}
-    for model in (Database, Process, Route, Upstream):
+    for model in (Database, Http, Log, Process, Rotation, Route, Slow, Upstream):
         assert set(schema["$defs"][model.__name__]["properties"]) == set(model.file_keys())
 
 
@@ -113,6 +117,14 @@ def test_schema_defines_what_it_refers_to() -> None:
             "level",
             {"anyOf": [{"enum": ["debug", "info", "warning", "error"]}, VARIABLE], "default": "info"},
         ),
+        ("Log", "rotate", {"$ref": "#/$defs/Rotation"}),
+        (
+            "Rotation",
+            "keep",
+            {"anyOf": [{"type": "integer", "minimum": 1, "maximum": 10000}, VARIABLE], "default": 14},
+        ),
+        ("Rotation", "every", {"anyOf": [{"enum": ["never", "day"]}, VARIABLE], "default": "never"}),
+        ("Http", "listen", {"type": "string", "default": "127.0.0.1:4578"}),
         ("Route", "name", {"type": "string", "maxLength": 100, "default": ""}),
         ("Route", "handler", {"anyOf": [{"type": "string"}, {"type": "null"}], "default": None}),
         ("Route", "process", {"anyOf": [{"$ref": "#/$defs/Process"}, {"type": "null"}], "default": None}),
@@ -166,11 +178,16 @@ def test_effective_shows_every_default_readably() -> None:
         "drain_timeout: 4h",
         "max_memory: 0B",
         "  header_size: 64KB",
+        "  after: 5s",
+        "  listen: 127.0.0.1:4578",
+        "    every: never",
+        "    size: 0B",
         "- 127.0.0.1:4577",
     ):
         assert expected in lines
     keys = {line.split(":")[0].strip() for line in lines}
-    assert {*Config.file_keys(), *Limits.file_keys(), *Log.file_keys()} <= keys
+    sections = (Config, Limits, Log, Rotation, Slow, Http)
+    assert {key for model in sections for key in model.file_keys()} <= keys
 
 
 def test_effective_can_be_loaded_again(tmp_path: Path) -> None:
@@ -182,10 +199,22 @@ def test_effective_can_be_loaded_again(tmp_path: Path) -> None:
         max_lifetime: 1.2345
         max_memory: 1234567
         python_path: [{tmp_path}]
-        log: {{access: off, file: "/var/$$${{X}}$$$$/a: b # c"}}
+        log:
+          access: off
+          file: "/var/$$${{X}}$$$$/a: b # c"
+          format: json
+          facility: local3
+          rotate: {{every: day, size: 100MB, keep: 3}}
+        slow: {{file: /var/log/slow, after: 1.5, blocked: 250ms}}
+        http: {{listen: "*:80", allow: ["2001:db8::/32", 192.0.2.7]}}
+        user: root
+        group: root
+        umask: 027
+        chdir: /
         databases: {{a: {{url: ["sqlite:///a", "sqlite:///b"], max_age: 1h30m}}}}
         routes:
-        - {{script: 007, context: yes, handler: a:b, databases: [a], idle_timeout: 0, priority: -5}}
+        - {{script: 007, context: yes, handler: a:b, databases: [a], idle_timeout: 0, priority: -5,
+            drain_timeout: 10m, slow_after: 0}}
         - {{glob: 'x/*', command: '/agi/{{1}}.agi', precompile: perl}}
         - script: y
           command: /agi/y
