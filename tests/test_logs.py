@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import os
 import re
+import resource
 import shlex
+import socket
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
@@ -19,10 +24,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fastagi_pool.logs import (
+    JSON,
     LOGGER_NAME,
+    SYSLOG,
+    SYSLOG_LINE_BYTES,
     AccessLog,
     CallRecord,
     Clock,
+    JsonFormatter,
     LogFile,
     LogFileHandler,
     PrintedLines,
@@ -30,6 +39,9 @@ from fastagi_pool.logs import (
     current_call,
     end_printing,
     ensure_folder,
+    masked,
+    rename,
+    tell_loss,
     value,
 )
 
@@ -48,6 +60,7 @@ RECORD = CallRecord(
     asterisk_s=0.01,
     script_s=0.002,
     database_s=0.00149,
+    queued_s=0.0003,
     peer="10.0.0.7",
     uniqueid="1700000000.1",
     callerid="100",
@@ -56,7 +69,7 @@ RECORD = CallRecord(
 
 ACCESS_WORDS = [
     *("worker", "gen", "pid", "call", "route", "script", "outcome", "hangup", "commands"),
-    *("total_ms", "asterisk_ms", "script_ms", "db_ms", "peer", "uniqueid", "callerid"),
+    *("total_ms", "queued_ms", "asterisk_ms", "script_ms", "db_ms", "peer", "uniqueid", "callerid"),
 ]
 
 
@@ -93,22 +106,52 @@ def berlin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.fixture
-def logger(path: Path) -> Iterator[logging.Logger]:
-    """The package's logger, writing into the file at level info."""
+def restored() -> Iterator[None]:
+    """The loggers as they were, whatever a test configures."""
     roots = [logging.getLogger(), logging.getLogger(LOGGER_NAME)]
     before = [(each, each.handlers[:], each.level, each.propagate) for each in roots]
-    yield configure(LogFile(str(path)), "info", IDENTITY)
+    yield
     for each, handlers, level, propagate in before:
         each.handlers[:], each.propagate = handlers, propagate
         each.setLevel(level)
 
 
-def written(path: Path, record: CallRecord) -> str:
+@pytest.fixture
+def logger(path: Path, restored: None) -> logging.Logger:
+    """The package's logger, writing into the file at level info."""
+    return configure(LogFile(str(path)), "info", IDENTITY)
+
+
+@pytest.fixture
+def json_logger(path: Path, restored: None) -> logging.Logger:
+    """The same in JSON."""
+    return configure(LogFile(str(path)), "info", IDENTITY, JSON)
+
+
+def written(path: Path, record: CallRecord, line_format: str = "text") -> str:
     """Write one access line and read it back."""
     later = Later()
-    AccessLog(LogFile(str(path)), IDENTITY, later).write(record, WALL_S)
+    AccessLog(LogFile(str(path)), IDENTITY, later, line_format).write(record, WALL_S)
     later.run()
     return path.read_text(encoding="utf-8")
+
+
+@contextmanager
+def files_up_to(size_bytes: int) -> Iterator[None]:
+    """Let no file of this process grow beyond a size: as on a full disk, the last write is a part of one."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def make_room(file: LogFile, path: Path) -> None:
+    """Let a file that was opened on a full disk go on writing, to a path where there is room."""
+    room = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(room, file.fileno(), inheritable=False)
+    os.close(room)
 
 
 # ---- lines
@@ -119,8 +162,8 @@ def test_the_access_line(path: Path) -> None:
     """The line of a call holds these words in this order: programs read it."""
     assert written(path, RECORD) == (
         "2026-11-21T08:47:22.123+0100 worker=3 gen=1 pid=42 call=6a01-2a-1 route=start script=agi-start "
-        "outcome=ok hangup=no commands=3 total_ms=12.3 asterisk_ms=10.0 script_ms=2.0 db_ms=1.5 "
-        "peer=10.0.0.7 uniqueid=1700000000.1 callerid=100\n"
+        "outcome=ok hangup=no commands=3 total_ms=12.3 queued_ms=0.3 asterisk_ms=10.0 script_ms=2.0 "
+        "db_ms=1.5 peer=10.0.0.7 uniqueid=1700000000.1 callerid=100\n"
     )
 
 
@@ -160,9 +203,9 @@ def test_an_access_line_stays_one_line(script: str, callerid: str, error: str) -
 
     class Target(LogFile):
         def __init__(self) -> None:
-            self.target = "test"
+            super().__init__("-")
 
-        def write(self, text: str) -> None:
+        def write(self, text: str, level: int = logging.INFO) -> None:
             lines.append(text)
 
     later = Later()
@@ -289,6 +332,316 @@ def test_a_wrong_log_call_ends_nothing(path: Path, capfd: pytest.CaptureFixture[
     assert "many" in capfd.readouterr().err
 
 
+# ---- JSON
+
+
+@pytest.mark.usefixtures("berlin")
+def test_the_access_line_as_json(path: Path) -> None:
+    """The object of a call has the keys of the line in the same order, its numbers as numbers."""
+    assert written(path, RECORD, JSON) == (
+        '{"time":"2026-11-21T08:47:22.123+0100","worker":3,"gen":1,"pid":42,"call":"6a01-2a-1","route":"start",'
+        '"script":"agi-start","outcome":"ok","hangup":false,"commands":3,"total_ms":12.3,"queued_ms":0.3,'
+        '"asterisk_ms":10.0,"script_ms":2.0,"db_ms":1.5,"peer":"10.0.0.7","uniqueid":"1700000000.1",'
+        '"callerid":"100"}\n'
+    )
+
+
+@pytest.mark.parametrize("more", [{}, {"held_s": 0.5, "refused": 1, "error": "no route"}])
+def test_both_formats_have_the_same_keys(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Whoever changes the format finds every word of a line again, in the same order."""
+    record = replace(RECORD, **more)
+    text, as_json = (written(tmp_path / name, record, name) for name in ("text", "json"))
+    words = [word.partition("=")[0] for word in shlex.split(text)[1:]]
+    assert list(json.loads(as_json)) == ["time", *words]
+
+
+@given(st.text(), st.text(), st.text())
+@example("\u2028\x85\x1b[2J\n", "\udcff", '"}\n{')
+def test_what_a_caller_sends_is_one_object(script: str, callerid: str, error: str) -> None:
+    """Whatever the caller sends, the object stays one line, and reads back as it was sent."""
+    with TemporaryDirectory() as folder:
+        record = replace(RECORD, script=script, callerid=callerid, error=error)
+        line = written(Path(folder) / "log", record, JSON)
+    assert len(line.splitlines()) == 1
+    assert line[:-1].isprintable() or "\x7f" in line
+    read = json.loads(line)
+    assert (read["script"], read["callerid"]) == (script, callerid)
+
+
+def test_a_log_line_as_json(json_logger: logging.Logger, path: Path) -> None:
+    """An object of the log says when, how loud, who and what."""
+    json_logger.warning("gen=%d is\nloaded", 2)
+    [line] = path.read_text().splitlines()
+    read = json.loads(line)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}[+-]\d{4}", read.pop("time"))
+    assert read == {"level": "WARNING", "worker": 3, "gen": 1, "pid": 42, "message": "gen=2 is\nloaded"}
+
+
+def test_a_traceback_is_one_text(json_logger: logging.Logger, path: Path) -> None:
+    """A traceback stands in the object of its line, as one text with its line ends."""
+    try:
+        raise ValueError("bug")
+    except ValueError:
+        json_logger.exception("failed")
+    [line] = path.read_text().splitlines()
+    traceback = json.loads(line)["traceback"].splitlines()
+    assert (traceback[0], traceback[-1]) == ("Traceback (most recent call last):", "ValueError: bug")
+
+
+def test_other_processes_say_what_they_are(json_logger: logging.Logger, path: Path) -> None:
+    """A process without a slot names its kind, also after it has got another name."""
+    rename("master pid=7")
+    json_logger.error("x")
+    read = json.loads(path.read_text())
+    assert list(read) == ["time", "level", "process", "pid", "message"]
+    assert (read["process"], read["pid"]) == ("master", 7)
+
+
+# ---- secrets
+
+_SECRETS = [
+    (
+        "cannot reach mysql+pymysql://me:secret@db/calls now",
+        "cannot reach mysql+pymysql://me:***@db/calls now",
+    ),
+    ("redis://:secret@h and agi://u:secret@i", "redis://:***@h and agi://u:***@i"),
+    ("'mysql://me:se/cr@et@db'", "'mysql://me:***@db'"),
+]
+
+
+@pytest.mark.parametrize(("text", "shown"), _SECRETS)
+def test_passwords_in_urls_are_hidden(text: str, shown: str) -> None:
+    """A password is hidden, also one with signs that ought to be escaped; user and server are not."""
+    assert masked(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["agi://10.0.0.7:4577/x from Local/100@default", "http://h/ and me:you@x", "mysql://me@db", "://@:"],
+)
+def test_what_is_no_password_stays(text: str) -> None:
+    """Ports, channels and users without a password are told as they are."""
+    assert masked(text) == text
+
+
+@pytest.mark.parametrize("line_format", ["text", "json"])
+@pytest.mark.usefixtures("restored")
+def test_no_password_in_a_log(path: Path, line_format: str) -> None:
+    """Neither a message nor a traceback nor the error of a call tells a password."""
+    logger = configure(LogFile(str(path)), "info", IDENTITY, line_format)
+    url = "mysql://me:secret@db/calls"
+    try:
+        raise ConnectionError(url)
+    except ConnectionError as error:
+        logger.exception("no %s", url)
+        written(path, replace(RECORD, error=str(error)), line_format)
+    assert path.read_text().count("mysql://me:***@db/calls") == 3
+    assert "secret" not in path.read_text()
+
+
+# ---- syslog
+
+
+@dataclass
+class Daemon:
+    """A syslog daemon."""
+
+    path: str
+    socket: socket.socket = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Listen."""
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.setblocking(False)
+        self.socket.bind(self.path)
+
+    def end(self) -> None:
+        """Be gone."""
+        self.socket.close()
+        Path(self.path).unlink()
+
+    @property
+    def received(self) -> list[bytes]:
+        """All that came since it was asked last."""
+        found = []
+        try:
+            while True:
+                found.append(self.socket.recv(65536))
+        except BlockingIOError:
+            return found
+
+    @property
+    def texts(self) -> list[str]:
+        """The same without the heads."""
+        return [datagram.partition(b"]: ")[2].decode() for datagram in self.received]
+
+
+@pytest.fixture
+def daemon() -> Iterator[Daemon]:
+    """A syslog daemon that listens; its folder has a short name, as sockets need."""
+    with TemporaryDirectory() as folder:
+        found = Daemon(f"{folder}/log")
+        yield found
+        found.socket.close()
+
+
+def syslog(daemon: Daemon, facility: str = "daemon") -> LogFile:
+    """Open the way to it."""
+    return LogFile(SYSLOG, facility, daemon.path)
+
+
+@pytest.mark.usefixtures("berlin")
+def test_a_line_for_syslog(daemon: Daemon, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A line goes out as the C library sends it: priority, local time, name, process, text."""
+    monkeypatch.setattr(time, "time", lambda: WALL_S - 15 * 86400)
+    syslog(daemon).write("hello\n")
+    assert daemon.received == [f"<30>Nov  6 08:47:22 fastagi-pool[{os.getpid()}]: hello".encode()]
+
+
+@pytest.mark.parametrize(
+    ("facility", "level", "priority"),
+    [
+        ("daemon", logging.CRITICAL, 26),
+        ("daemon", logging.ERROR, 27),
+        ("user", logging.WARNING, 12),
+        ("local0", logging.INFO, 134),
+        ("local7", logging.DEBUG, 191),
+    ],
+)
+def test_the_priority_of_a_line(daemon: Daemon, facility: str, level: int, priority: int) -> None:
+    """Syslog sorts by the facility that was configured and by how loud a line is."""
+    syslog(daemon, facility).write("x\n", level)
+    assert daemon.received[0].startswith(b"<%d>" % priority)
+
+
+@pytest.mark.usefixtures("restored")
+def test_the_log_goes_to_syslog(daemon: Daemon) -> None:
+    """Each line of the log, a traceback's too, is a message of its own with the level of its record."""
+    logger = configure(syslog(daemon), "info", IDENTITY)
+    try:
+        raise ValueError("bug")
+    except ValueError:
+        logger.exception("failed")
+    received = daemon.received
+    assert received[0].endswith(b" ERROR worker=3 gen=1 pid=42 failed")
+    assert received[-1].endswith(b"]:   ValueError: bug")
+    assert all(datagram.startswith(b"<27>") for datagram in received)
+
+
+def test_access_lines_go_to_syslog_one_by_one(daemon: Daemon) -> None:
+    """Lines that are written together are still a message each."""
+    later = Later()
+    access = AccessLog(syslog(daemon), IDENTITY, later)
+    for number in range(3):
+        access.write(replace(RECORD, ref=str(number)), WALL_S)
+    later.run()
+    assert [re.findall(r" call=(\d) ", text) for text in daemon.texts] == [["0"], ["1"], ["2"]]
+
+
+def test_without_syslog_lines_are_lost_and_counted(daemon: Daemon) -> None:
+    """Where nobody listens, at the start or later, nothing is raised; what comes after is heard."""
+    daemon.end()
+    file = syslog(daemon)
+    file.write("one\ntwo\n")
+    assert (file.lost_lines, file.take_loss()) == (2, "")
+    daemon.begin()
+    file.write("three\n")
+    assert daemon.texts == ["three"]
+    assert file.take_loss() == "2 log lines were lost: no such file or directory (syslog)"
+    assert file.take_loss() == ""
+
+
+def test_a_syslog_that_was_restarted_is_found_again(daemon: Daemon) -> None:
+    """No line is lost because the daemon is another one than before."""
+    file = syslog(daemon)
+    file.write("one\n")
+    assert daemon.texts == ["one"]
+    daemon.end()
+    daemon.begin()
+    file.write("two\n")
+    assert daemon.texts == ["two"]
+    assert file.lost_lines == 0
+
+
+def test_a_syslog_that_does_not_read_holds_nobody_up(daemon: Daemon) -> None:
+    """A daemon that is too slow costs lines and no time, and it is told why."""
+    file = syslog(daemon)
+    sent = 0
+    while not file.lost_lines:
+        file.write("x" * 4000 + "\n")
+        sent += 1
+    assert len(daemon.received) == sent - 1
+    file.write("again\n")
+    assert daemon.texts == ["again"]
+    assert file.take_loss() == "1 log lines were lost: whoever reads them is too slow (syslog)"
+
+
+@pytest.mark.parametrize("text", ["x" * 20_000, "é" * 10_000, "x" + "é" * 10_000])
+def test_a_long_line_for_syslog_is_cut(daemon: Daemon, text: str) -> None:
+    """A line longer than a syslog daemon takes arrives shortened, whole characters only."""
+    syslog(daemon).write(f"{text}\n")
+    [datagram] = daemon.received
+    arrived = datagram.decode().partition("]: ")[2]
+    assert len(datagram) <= 8192
+    assert SYSLOG_LINE_BYTES - 1 <= len(arrived.encode()) <= SYSLOG_LINE_BYTES
+    assert arrived.endswith("...")
+    assert text.startswith(arrived[:-3])
+
+
+@pytest.mark.usefixtures("restored")
+def test_a_long_object_for_syslog_stays_one(daemon: Daemon) -> None:
+    """A JSON line is shortened inside its longest texts, beginning and end kept, and can still be read."""
+    logger = configure(syslog(daemon), "info", IDENTITY, JSON)
+    logger.error("a%sz", '"' * 20_000)
+    later = Later()
+    access = AccessLog(syslog(daemon), IDENTITY, later, JSON)
+    access.write(replace(RECORD, script="\n" * 9000, callerid="c" * 9000, error="short"), WALL_S)
+    later.run()
+    first, second = (json.loads(text) for text in daemon.texts)
+    assert re.fullmatch(r'a"+\.\.\."+z', first["message"])
+    assert second["error"] == "short"
+    assert "..." in second["script"]
+    assert "..." in second["callerid"]
+
+
+def test_an_object_is_cut_to_any_length() -> None:
+    """However long the signs of a text are in JSON, a line becomes as short as it must, and that is found."""
+    record = logging.makeLogRecord({"msg": "\U0001f600" * 50 + "a" * 100 + "\U0001f600" * 50})
+    whole = len(JsonFormatter(IDENTITY).format(record))
+    for longest in range(110, whole):
+        line = JsonFormatter(IDENTITY, longest).format(record)
+        assert len(line) <= longest
+        assert "..." in json.loads(line)["message"]
+
+
+def test_an_object_without_long_texts_stays_whole() -> None:
+    """What cannot be cut shorter is written as it is."""
+    assert (
+        json.loads(JsonFormatter(IDENTITY, 10).format(logging.makeLogRecord({"msg": "hello"})))["pid"] == 42
+    )
+
+
+def test_syslog_lends_no_descriptor(daemon: Daemon, capfd: pytest.CaptureFixture[str]) -> None:
+    """What must write to a descriptor, as a dump of stacks, writes to standard error."""
+    file = syslog(daemon)
+    file.reopen()
+    os.write(file.fileno(), b"stacks\n")
+    file.close()
+    os.write(file.fileno(), b"more\n")
+    assert capfd.readouterr().err == "stacks\nmore\n"
+
+
+def test_only_a_file_is_closed(path: Path) -> None:
+    """A process that lets go of the log closes the file."""
+    file = LogFile(str(path))
+    file.close()
+    file.write("lost\n")
+    assert file.lost_lines == 1
+
+
 # ---- files
 
 
@@ -353,6 +706,80 @@ def test_a_full_disk_costs_only_lines() -> None:
     for _ in range(3):
         file.write("lost\n")
     assert file.lost_lines == 3
+
+
+def test_what_was_lost_is_told_once(logger: logging.Logger, path: Path, tmp_path: Path) -> None:
+    """As soon as there is room again the log tells how many lines are missing, and why."""
+    file = LogFile("/dev/full")
+    configure(file, "error", IDENTITY)
+    for _ in range(3):
+        logger.error("lost")
+    make_room(file, path)
+    logger.error("first")
+    logger.error("second")
+    lines = [line.partition(f"{IDENTITY} ")[2] for line in path.read_text().splitlines()]
+    assert lines == ["first", "3 log lines were lost: no space left on device (/dev/full)", "second"]
+    assert file.lost_lines == 3
+
+
+def test_lost_access_lines_are_told_in_the_log(logger: logging.Logger, path: Path, tmp_path: Path) -> None:
+    """What is missing in the access log is told in the log, so that access lines stay alone."""
+    later, file = Later(), LogFile("/dev/full")
+    access = AccessLog(file, IDENTITY, later)
+    access.write(RECORD, WALL_S)
+    later.run()
+    assert path.read_text() == ""
+    make_room(file, tmp_path / "access.log")
+    access.write(RECORD, WALL_S)
+    later.run()
+    assert path.read_text().endswith(" 1 log lines were lost: no space left on device (/dev/full)\n")
+    assert len((tmp_path / "access.log").read_text().splitlines()) == 1
+
+
+def test_nothing_lost_is_nothing_told(logger: logging.Logger, path: Path) -> None:
+    """A file that takes everything gives no reason to speak."""
+    file = LogFile(str(path))
+    file.write("x\n")
+    tell_loss(file)
+    assert path.read_text() == "x\n"
+
+
+@pytest.mark.parametrize("same_process", [True, False])
+def test_half_a_line_stays_alone(path: Path, same_process: bool) -> None:
+    """The rest of a line that the disk had no room for is lost; the next line begins on its own."""
+    torn, other = LogFile(str(path)), LogFile(str(path))
+    with files_up_to(10):
+        torn.write("whole\nhalf of it\nlost\n")
+        other.write("lost\n")
+    assert (torn.lost_lines, other.lost_lines) == (2, 1)
+    (torn if same_process else other).write("next\n")
+    (other if same_process else torn).write("last\n")
+    assert path.read_text() == "whole\nhalf\nnext\nlast\n"
+
+
+def test_no_line_end_where_none_is_missing(path: Path) -> None:
+    """If the disk was full between two lines, no empty line stands there."""
+    file = LogFile(str(path))
+    with files_up_to(6):
+        file.write("whole\nlost\n")
+    file.write("next\n")
+    assert path.read_text() == "whole\nnext\n"
+
+
+def test_half_a_line_in_a_pipe_stays_alone() -> None:
+    """Where nothing can be read back, a process still knows that it left a line unfinished."""
+    reader, writer = os.pipe2(os.O_NONBLOCK)
+    file = LogFile("/dev/null")
+    os.dup2(writer, file.fileno())
+    file.write("x" * 1_000_000 + "\n")
+    assert file.lost_lines == 1
+    while len(os.read(reader, 1_000_000)) == 1_000_000:
+        pass
+    file.write("next\n")
+    assert os.read(reader, 1_000_000) == b"\nnext\n"
+    for descriptor in (reader, writer):
+        os.close(descriptor)
+    file.close()
 
 
 def test_a_closed_log_costs_only_lines(path: Path) -> None:
@@ -566,7 +993,7 @@ def test_the_stand_in_is_a_stream(printer: Printer) -> None:
 # ---- folders
 
 
-@pytest.mark.parametrize("target", ["-", "off"])
+@pytest.mark.parametrize("target", ["-", "off", "syslog"])
 def test_no_folder_where_there_is_no_file(
     target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
