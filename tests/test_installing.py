@@ -1,0 +1,465 @@
+"""fastagi_pool.installing: plans by tables, and what is done in a folder that plays a machine."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fastagi_pool.errors import OperatorError
+from fastagi_pool.installing import (
+    RECORD,
+    Enabling,
+    Facts,
+    File,
+    Folder,
+    Manager,
+    Record,
+    Settings,
+    Site,
+    Step,
+    User,
+    Verb,
+    Wish,
+    after_removal,
+    plan,
+    plan_removal,
+    render,
+    wishes,
+    without_readers,
+)
+
+PROJECT = Path(__file__).resolve().parent.parent
+TEMPLATES = sorted(path.name for path in (PROJECT / "fastagi_pool" / "service").iterdir())
+FILE = File("/etc/x/file", "text")
+SERVICE = Enabling((("systemctl", "enable", "x"),), (("systemctl", "disable", "x"),))
+
+
+# --- the files
+
+
+@pytest.mark.parametrize("kind", ["init", "service", "logrotate", "cron"])
+def test_scripts_are_the_templates_with_defaults(kind: str) -> None:
+    """What lies in scripts/ for those who install by hand is what 'install' writes."""
+    name = f"fastagi-pool.{kind}"
+    assert (PROJECT / "scripts" / name).read_text() == render(name, Settings())
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_no_placeholder_is_left(name: str) -> None:
+    """Every placeholder has a meaning."""
+    assert not re.search(r"@\w+@", render(name, Settings()))
+
+
+def test_init_script_is_clean(need_program: Callable[..., Path]) -> None:
+    """The init script is POSIX shell without any remark of shellcheck's."""
+    need_program("shellcheck", "shellcheck")
+    script = PROJECT / "scripts" / "fastagi-pool.init"
+    done = subprocess.run(["shellcheck", "--shell=sh", script], capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert stat.S_IMODE(script.stat().st_mode) & 0o111
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        Settings(user="root", group="root"),
+        Settings(user="root", group="root", runtime_dir="/srv/pool/run", logs=("/srv/log/a.log",)),
+    ],
+)
+def test_units_are_clean(settings: Settings, tmp_path: Path, need_program: Callable[..., Path]) -> None:
+    """systemd has nothing to say about the units."""
+    need_program("systemd-analyze", "systemd")
+    settings = replace(settings, program="/bin/true")
+    units = [tmp_path / name for name in ("fastagi-pool.service", "fastagi-pool.socket")]
+    for unit in units:
+        unit.write_text(render(unit.name, settings))
+    done = subprocess.run(["systemd-analyze", "verify", "--man=no", *units], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_unit_follows_the_configuration() -> None:
+    """Time-outs, limits and writable folders of the unit are those that the configuration needs."""
+    unit = render(
+        "fastagi-pool.service",
+        Settings(
+            program="/home/agi/venv/bin/fastagi-pool",
+            runtime_dir="/run/agi/pool",
+            logs=("/var/log/fastagi-pool/pool.log", "/srv/log/access.log"),
+            graceful_timeout_s=600,
+            calls=100_000,
+        ),
+    )
+    lines = unit.splitlines()
+    assert "TimeoutStopSec=615" in lines
+    assert "RuntimeDirectory=agi/pool" in lines
+    assert "ReadWritePaths=-/srv/log" in lines
+    assert "LimitNOFILE=800000" in lines
+    assert "ProtectHome=read-only" in lines
+
+
+def test_sample_configuration_is_one() -> None:
+    """The configuration to begin with is YAML that names the user and folders that are made."""
+    sample = yaml.safe_load(render("fastagi-pool.yaml", Settings(user="agi")))
+    assert (sample["user"], sample["runtime_dir"], sample["listen"]) == (
+        "agi",
+        "/run/fastagi-pool",
+        ["127.0.0.1:4577"],
+    )
+    assert (sample["log"]["file"], sample["log"]["access"]) == Settings().logs
+
+
+@pytest.mark.parametrize(
+    "program", ["/opt/my pool/fastagi-pool", "/opt/$(id)/x", "/opt/a;b", "/opt/a\nb", "/o%n"]
+)
+def test_odd_paths_are_refused(program: str) -> None:
+    """What a shell or systemd would read as something else is written into no file."""
+    with pytest.raises(OperatorError, match="cannot be installed"):
+        Settings(program=program)
+
+
+def test_logrotate_understands_its_file(tmp_path: Path, need_program: Callable[..., Path]) -> None:
+    """logrotate takes the file."""
+    need_program("logrotate", "logrotate")
+    file = tmp_path / "fastagi-pool"
+    file.write_text(render("fastagi-pool.logrotate", Settings(user="root", group="root")))
+    file.chmod(0o644)
+    done = subprocess.run(["logrotate", "-d", "-s", tmp_path / "state", file], capture_output=True, text=True)
+    assert "error" not in done.stderr
+
+
+# --- the script as init runs it
+
+
+class Init:
+    """The init script, with a stand-in for the program that writes down what it was told."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.program = folder / "fastagi-pool"
+        self.set_code(0)
+        self._script = folder / "init"
+        settings = Settings(program=str(self.program), config="/etc/pool.yaml")
+        self._script.write_text(render("fastagi-pool.init", settings))
+
+    def set_code(self, code: int) -> None:
+        """Have the program exit with a code."""
+        self.program.write_text(f'#!/bin/sh\necho "$@" >>{self.folder}/told\nexit {code}\n')
+        self.program.chmod(0o755)
+
+    def run(self, *words: str, shell: str = "sh") -> int:
+        """Run the script; return its exit code."""
+        return subprocess.run([shell, self._script, *words], capture_output=True).returncode
+
+    @property
+    def told(self) -> list[str]:
+        """What the program was told."""
+        return (self.folder / "told").read_text().splitlines()
+
+
+@pytest.fixture
+def init(tmp_path: Path) -> Init:
+    """Give an init script."""
+    return Init(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("verb", "told"),
+    [
+        ("start", "start -c /etc/pool.yaml --timeout 90s"),
+        ("stop", "stop -c /etc/pool.yaml --wait"),
+        ("restart", "restart -c /etc/pool.yaml"),
+        ("try-restart", "restart -c /etc/pool.yaml --if-running"),
+        ("condrestart", "restart -c /etc/pool.yaml --if-running"),
+        ("reload", "reload -c /etc/pool.yaml --wait"),
+        ("force-reload", "reload -c /etc/pool.yaml --wait"),
+        ("upgrade", "upgrade -c /etc/pool.yaml --wait"),
+        ("status", "status -c /etc/pool.yaml"),
+        ("configtest", "check -c /etc/pool.yaml"),
+        ("keep-alive", "keep-alive -c /etc/pool.yaml"),
+    ],
+)
+def test_init_script_says_what_is_meant(init: Init, verb: str, told: str) -> None:
+    """Every verb becomes one command of the program, and its exit code the script's."""
+    assert init.run(verb) == 0
+    init.set_code(3)
+    assert init.run(verb) == (6 if verb == "configtest" else 3)
+    assert init.told == [told, told]
+
+
+def test_init_script_refuses_other_verbs(init: Init) -> None:
+    """An unknown verb, or none, is 2."""
+    assert [init.run("begin"), init.run()] == [2, 2]
+
+
+def test_init_script_without_its_program(init: Init) -> None:
+    """Where the package was removed and its script is left: not installed, stopped, and nothing to stop."""
+    init.program.unlink()
+    assert [init.run(verb) for verb in ("start", "stop", "status")] == [5, 0, 3]
+
+
+# --- plans
+
+
+@pytest.mark.parametrize(
+    ("facts", "record", "expected"),
+    [
+        (Facts(), Record(), Verb.MAKE),
+        (Facts(files={FILE.path: FILE.digest}), Record(), Verb.KEEP),
+        (Facts(files={FILE.path: "other"}), Record(), Verb.KEEP),
+        (Facts(files={FILE.path: "old"}), Record(files={FILE.path: "old"}), Verb.REPLACE),
+        (Facts(files={FILE.path: "changed"}), Record(files={FILE.path: "old"}), Verb.KEEP),
+    ],
+    ids=["missing", "the same", "somebody's", "ours and old", "ours and changed"],
+)
+def test_plan_of_a_file(facts: Facts, record: Record, expected: Verb) -> None:
+    """A file is written where there is none or an old one of ours; what somebody wrote stays."""
+    assert [step.verb for step in plan([FILE], facts, record)] == [expected]
+
+
+def test_plan_leaves_what_is_there() -> None:
+    """Users and folders that exist are used and not made."""
+    wanted: list[Wish] = [User("a"), Folder("/f"), User("b"), Folder("/g"), SERVICE]
+    steps = plan(wanted, Facts(frozenset({"a"}), {"/f": True}), Record())
+    assert [str(step) for step in steps] == [
+        "keep user a (it is there)",
+        "keep folder /f (it is there)",
+        "make user b",
+        "make folder /g",
+        "run systemctl enable x",
+    ]
+
+
+MADE = Record(("a",), ("/etc/x", "/log"), {FILE.path: FILE.digest}, SERVICE.off, "/run/x")
+
+
+@pytest.mark.parametrize(
+    ("facts", "purge", "expected"),
+    [
+        (
+            Facts(frozenset("a"), {"/etc/x": False, "/log": True}, {FILE.path: FILE.digest}),
+            False,
+            [
+                "run systemctl disable x",
+                "remove file /etc/x/file",
+                "remove folder /log",
+                "remove folder /etc/x",
+                "remove user a",
+            ],
+        ),
+        (
+            Facts(frozenset("a"), {"/etc/x": False, "/log": True}, {FILE.path: "changed"}),
+            False,
+            [
+                "run systemctl disable x",
+                "keep file /etc/x/file (it was changed; --purge removes it)",
+                "remove folder /log",
+                "keep folder /etc/x (it is not empty; --purge removes it)",
+                "keep user a (what is left is his; --purge removes it)",
+            ],
+        ),
+        (
+            Facts(frozenset("a"), {"/etc/x": False, "/log": False}, {FILE.path: "changed", "/log/l": "1"}),
+            True,
+            [
+                "run systemctl disable x",
+                "remove file /etc/x/file",
+                "remove folder /log",
+                "remove folder /etc/x",
+                "remove user a",
+            ],
+        ),
+        (
+            Facts(frozenset("a"), {"/etc/x": False}, {FILE.path: FILE.digest, "/etc/x/other": "1"}),
+            False,
+            [
+                "run systemctl disable x",
+                "remove file /etc/x/file",
+                "keep folder /etc/x (it is not empty; --purge removes it)",
+                "keep user a (what is left is his; --purge removes it)",
+            ],
+        ),
+        (Facts(), False, ["run systemctl disable x"]),
+    ],
+    ids=["untouched", "changed", "purge", "something else in it", "gone already"],
+)
+def test_plan_of_a_removal(facts: Facts, purge: bool, expected: list[str]) -> None:
+    """What was made and not changed goes, the last first; what people changed or added stays."""
+    assert [str(step) for step in plan_removal(MADE, facts, purge)] == expected
+
+
+def test_what_was_kept_can_be_removed_later() -> None:
+    """After a removal the record holds what was kept, and nothing else."""
+    facts = Facts(frozenset("a"), {"/etc/x": False, "/log": True}, {FILE.path: "changed"})
+    left = after_removal(MADE, plan_removal(MADE, facts, purge=False))
+    assert left == Record(("a",), ("/etc/x",), {FILE.path: FILE.digest}, (), "/run/x")
+
+
+@pytest.mark.parametrize(
+    ("manager", "tools", "expected"),
+    [
+        (Manager.SYSTEMD, ("systemctl",), "systemctl daemon-reload; systemctl enable fastagi-pool.service"),
+        (Manager.SYSV, ("update-rc.d", "chkconfig"), "update-rc.d fastagi-pool defaults"),
+        (Manager.SYSV, ("chkconfig",), "chkconfig --add fastagi-pool"),
+    ],
+)
+def test_enabling(manager: Manager, tools: tuple[str, ...], expected: str) -> None:
+    """Each machine is told in its own words to start the service by itself."""
+    *_, last = wishes(manager, Settings(), False, tools, sample=True)
+    assert str(Step(Verb.MAKE, last)) == f"run {expected}"
+
+
+def test_enabling_without_tools() -> None:
+    """Where nothing can enable a service, nothing is run."""
+    for manager in Manager:
+        assert not any(isinstance(wish, Enabling) for wish in wishes(manager, Settings(), False, (), True))
+
+
+# --- doing it
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    """A folder that plays a machine."""
+    return Site(tmp_path)
+
+
+def contents(folder: Path) -> list[str]:
+    """Return all that is below a folder."""
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def install(site: Site, *wanted: Folder | File | Enabling) -> list[str]:
+    """Install and write it down; return what was shown."""
+    record = site.read_record()
+    shown: list[str] = []
+    site.write_record(site.install(plan(wanted, site.look(wanted, record), record), record, shown.append))
+    return shown
+
+
+def uninstall(site: Site, purge: bool = False) -> None:
+    """Take away what was installed."""
+    record = site.read_record()
+    steps = plan_removal(record, site.look((), record), purge)
+    site.uninstall(steps, purge, lambda _: None)
+    site.write_record(after_removal(record, steps))
+
+
+def test_install_and_uninstall_leave_nothing(site: Site, tmp_path: Path) -> None:
+    """What was installed has its rights, and is taken away with everything that was made for it."""
+    (tmp_path / "etc").mkdir()
+    (tmp_path / "var/lib").mkdir(parents=True)
+    before = contents(tmp_path)
+    assert install(site, Folder("/etc/x", 0o750), replace(FILE, mode=0o640)) == [
+        "make folder /etc/x",
+        "make file /etc/x/file",
+    ]
+    assert (tmp_path / "etc/x/file").read_text() == "text"
+    assert stat.S_IMODE((tmp_path / "etc/x/file").stat().st_mode) == 0o640
+    assert stat.S_IMODE((tmp_path / "etc/x").stat().st_mode) == 0o750
+    uninstall(site)
+    assert contents(tmp_path) == before
+
+
+def test_installing_twice_changes_nothing(site: Site, tmp_path: Path) -> None:
+    """A second installation finds everything in its place, and the record stays as it was."""
+    install(site, Folder("/etc/x"), FILE)
+    before = site.read_record()
+    assert install(site, Folder("/etc/x"), FILE) == [
+        "keep folder /etc/x (it is there)",
+        "keep file /etc/x/file (it is there)",
+    ]
+    assert site.read_record() == before
+
+
+def test_newer_file_takes_the_place_of_ours(site: Site, tmp_path: Path) -> None:
+    """A later version's file replaces the one that was installed, and is known from then on."""
+    install(site, FILE)
+    install(site, replace(FILE, text="newer"))
+    assert (tmp_path / "etc/x/file").read_text() == "newer"
+    uninstall(site)
+    assert not (tmp_path / "etc/x/file").exists()
+
+
+def test_changed_file_stays_until_the_purge(site: Site, tmp_path: Path) -> None:
+    """What an operator changed survives an uninstallation, and can be purged afterwards."""
+    install(site, Folder("/etc/x"), FILE)
+    (tmp_path / "etc/x/file").write_text("mine")
+    uninstall(site)
+    assert (tmp_path / "etc/x/file").read_text() == "mine"
+    uninstall(site, purge=True)
+    assert not (tmp_path / "etc/x").exists()
+    assert not (tmp_path / RECORD.lstrip("/")).exists()
+
+
+def test_folder_that_was_there_is_not_removed(site: Site, tmp_path: Path) -> None:
+    """Not even a purge removes what was there before."""
+    (tmp_path / "etc/x").mkdir(parents=True)
+    install(site, Folder("/etc/x"), FILE)
+    uninstall(site, purge=True)
+    assert (tmp_path / "etc/x").is_dir()
+    assert not (tmp_path / "etc/x/file").exists()
+
+
+def test_failure_in_the_middle_is_taken_back(site: Site, tmp_path: Path) -> None:
+    """When a step fails, those before it are undone, a replaced file is as it was, and that is said."""
+    install(site, FILE)
+    before = contents(tmp_path)
+    broken = Enabling((("false",),), (("false",),))
+    with pytest.raises(OperatorError, match=r"cannot run false: false: exit code 1; nothing was left behind"):
+        install(site, Folder("/log"), replace(FILE, text="newer"), broken)
+    assert contents(tmp_path) == before
+    assert (tmp_path / "etc/x/file").read_text() == "text"
+
+
+def test_command_that_is_missing_is_named(site: Site) -> None:
+    """A command that the machine does not have is told by name."""
+    with pytest.raises(OperatorError, match="no-such-command: No such file or directory"):
+        install(site, Enabling((("no-such-command",),), ()))
+
+
+def test_unreadable_record_is_refused(site: Site, tmp_path: Path) -> None:
+    """Without knowing what was made nothing is removed."""
+    (tmp_path / RECORD.lstrip("/")).parent.mkdir(parents=True)
+    (tmp_path / RECORD.lstrip("/")).write_text("{")
+    with pytest.raises(OperatorError, match="nothing is known of what was made"):
+        site.read_record()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root makes users")
+def test_user_of_another_machine(site: Site, tmp_path: Path) -> None:
+    """A user is made in the folder's own database, owns what is his, and goes again."""
+    (tmp_path / "etc").mkdir()
+    for name, text in (
+        ("passwd", "root:x:0:0:root:/root:/bin/sh\n"),
+        ("group", "root:x:0:\n"),
+        ("shadow", ""),
+    ):
+        (tmp_path / "etc" / name).write_text(text)
+    wanted: list[Wish] = [User("agitest"), Folder("/log", 0o750, "agitest", "agitest")]
+    record = site.read_record()
+    steps = plan(wanted, site.look(wanted, record), record)
+    site.write_record(site.install(steps, record, lambda _: None))
+    assert "agitest" in (tmp_path / "etc/passwd").read_text()
+    owner = (tmp_path / "log").stat()
+    assert owner.st_uid != 0
+    assert f"agitest:x:{owner.st_uid}:{owner.st_gid}:" in (tmp_path / "etc/passwd").read_text()
+    uninstall(site)
+    assert "agitest" not in (tmp_path / "etc/passwd").read_text()
+
+
+@pytest.mark.parametrize("missing", ["/etc/cron.d", "/etc/logrotate.d"])
+def test_nothing_for_programs_that_are_not_there(missing: str) -> None:
+    """A file that nobody would read is not written, nor is its folder made, which could not be taken back."""
+    wanted = wishes(Manager.SYSV, Settings(), False, (), sample=True)
+    left = without_readers(wanted, lambda folder: folder != missing)
+    gone = [wish for wish in wanted if wish not in left]
+    assert [wish.path for wish in gone if isinstance(wish, File)] == [f"{missing}/fastagi-pool"]
+    assert len(gone) == 1
