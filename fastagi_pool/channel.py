@@ -55,6 +55,11 @@ class Channel(Generic[MessageT]):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 2 * MAX_MESSAGE_BYTES)
         return cls(one), cls(other)
 
+    @classmethod
+    def adopt(cls, descriptor: int) -> Self:
+        """Go on with an end that is open already."""
+        return cls(_socket.socket(fileno=descriptor))
+
     def fileno(self) -> int:
         """The descriptor, to be polled."""
         return self._socket.fileno()

@@ -30,6 +30,10 @@ KEEPALIVE_INTERVAL_S: Final = 15
 #: Source: asm-generic/socket.h.
 _SO_ATTACH_FILTER: Final = 26
 _SO_GET_FILTER: Final = _SO_ATTACH_FILTER
+#: Source: linux/in.h, linux/in6.h; tcp_v4_rcv() looks at it for listening and for established sockets alike.
+_IP_MINTTL: Final = 21
+_IPV6_MINHOPCOUNT: Final = 73
+_MOST_HOPS: Final = 255
 #: A packet filter that drops what has the SYN flag: struct sock_filter {u16 code; u8 jt; u8 jf; u32 k}.
 #: Source: linux/bpf_common.h; the TCP header's 14th byte holds its flags (RFC 9293).
 _NO_SYN: Final = (
@@ -122,8 +126,12 @@ def _bind_unix(address: Address, backlog: int) -> socket.socket:
     try:
         if path.exists() and stat.S_ISSOCK(path.stat().st_mode):
             _remove_if_abandoned(path)
-        listener.bind(str(path))
-        path.chmod(0o660)
+        # It is made with its rights: a chmod by root could be led to another file meanwhile.
+        mask = os.umask(0o117)
+        try:
+            listener.bind(str(path))
+        finally:
+            os.umask(mask)
         listener.listen(backlog)
     except OSError:
         listener.close()
@@ -167,23 +175,60 @@ def refuse_newcomers(listener: _socket.socket) -> None:
     socket are closed, and Asterisk reports AGISTATUS=FAILURE. The other packets of a handshake pass, or
     a caller who believes to be connected would be forgotten. Works for all copies of the socket.
 
+    Newer kernels keep filters for those who administer the network. Then the socket demands packets that may
+    pass 255 hops still, where Linux sends them out for 64. The kernel asks that of what opens a connection,
+    and later of the connections that were half open at that time: see :func:`welcome`.
+
     Raises:
         OSError: The kernel does not allow it.
     """
     if listener.family == socket.AF_UNIX:
-        Path(listener.getsockname()).unlink(missing_ok=True)
+        for path in _file_of(listener):
+            path.unlink(missing_ok=True)
         return
     instructions = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *each) for each in _NO_SYN))
     program = struct.pack("HxxxxxxP", len(_NO_SYN), ctypes.addressof(instructions))
-    listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
+    except PermissionError:
+        _demand_hops(listener, _MOST_HOPS)
 
 
 def refuses_newcomers(listener: _socket.socket) -> bool:
     """Whether :func:`refuse_newcomers` was called for any copy of this socket."""
     if listener.family == socket.AF_UNIX:
-        return not Path(listener.getsockname()).exists()
+        return any(not path.exists() for path in _file_of(listener))
     # The kernel takes the length for a number of instructions, and writes eight bytes for each it has.
-    return bool(listener.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 8 * len(_NO_SYN)))
+    filtered = listener.getsockopt(socket.SOL_SOCKET, _SO_GET_FILTER, 8 * len(_NO_SYN))
+    return bool(filtered) or listener.getsockopt(socket.IPPROTO_IP, _IP_MINTTL) == _MOST_HOPS
+
+
+def _file_of(listener: _socket.socket) -> list[Path]:
+    """The file of a unix socket, unless it has only a name: systemd may have opened such a one."""
+    name = listener.getsockname()
+    return [Path(name)] if isinstance(name, str) and name else []
+
+
+def welcome(descriptor: int) -> None:
+    """Hear a connection that was half open when its listener began to refuse newcomers.
+
+    Harmless to any other connection; what was lost meanwhile is sent again by the other side.
+    """
+    connection = _socket.socket(fileno=descriptor)
+    try:
+        if connection.family != socket.AF_UNIX:
+            _demand_hops(connection, 0)
+    except OSError:
+        pass  # It is gone: whoever reads hears of it.
+    finally:
+        connection.detach()
+
+
+def _demand_hops(connection: _socket.socket, hops: int) -> None:
+    """Have the kernel drop packets that may pass fewer hops still; 0 for none."""
+    connection.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, hops)
+    if connection.family == socket.AF_INET6:
+        connection.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, hops)
 
 
 def describe(listener: socket.socket) -> str:

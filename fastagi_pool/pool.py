@@ -20,11 +20,11 @@ and may be called at any time and as often as one likes::
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from fastagi_pool.scoreboard import SLOTS, SlotFacts, WorkerState
 
@@ -123,6 +123,7 @@ class WorkerHandle:
         call_limit: Calls after which it is replaced; 0 for never.
         replaces: Slot of the worker that it will replace; -1 for none.
         retire_reason: Why it shall be replaced; empty if it need not.
+        retire_kind: The same as one of ``scoreboard.RESTART_REASONS``.
         end_by_s: When its draining is over; only in DRAINING.
         dumped_in: The phase in which it was found stuck; only in DUMPING.
         told_to_stop: Whether it was told to end its calls.
@@ -140,6 +141,7 @@ class WorkerHandle:
     call_limit: int = 0
     replaces: int = -1
     retire_reason: str = ""
+    retire_kind: str = ""
     end_by_s: float = 0.0
     dumped_in: Phase | None = None
     told_to_stop: bool = False
@@ -170,11 +172,12 @@ class Level(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Spawn:
-    """Fork a worker of this generation into this slot."""
+    """Fork a worker of this generation into this slot; it has to prove itself if none of them serves yet."""
 
     slot: int
     generation: int
     call_limit: int
+    prove: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,6 +249,7 @@ class Pool:
         limits: What is held to now.
         generation: The one that new workers get.
         stopping: Whether the pool is to end.
+        restarts: Why workers were replaced or ended: ``scoreboard.RESTART_REASONS`` with their numbers.
     """
 
     def __init__(self, limits: PoolLimits, random: Callable[[], float]) -> None:
@@ -259,6 +263,7 @@ class Pool:
         self.limits = limits
         self.generation = 1
         self.stopping = Stopping.NO
+        self.restarts: Counter[str] = Counter()
         self._random = random
         #: Generation and limits to fall back to while the newest has not served yet.
         self._fallback: tuple[int, PoolLimits] | None = None
@@ -281,6 +286,55 @@ class Pool:
         #: Processes that ended before anyone said what they were.
         self._unknown: deque[int] = deque(maxlen=64)
 
+    # --- a change of the master's program
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing is half done: no worker being forked, no generation unproven, no end in sight."""
+        forking = any(handle.phase is Phase.SPAWNING for handle in self.handles.values())
+        return self._can_spawn and not forking and not self.is_proving and self.stopping is Stopping.NO
+
+    @property
+    def is_proving(self) -> bool:
+        """Whether a new generation is loaded of which no worker has served yet: it may still be given up."""
+        return self._fallback is not None
+
+    def state(self) -> dict[str, Any]:
+        """Say, in plain values, what :meth:`restored` needs to go on; only when settled."""
+        handles = [asdict(handle) for handle in self.handles.values()]
+        for handle in handles:
+            handle["phase"] = handle["phase"].value
+            handle["dumped_in"] = handle["dumped_in"].value if handle["dumped_in"] else None
+        return {
+            "limits": asdict(self.limits),
+            "generation": self.generation,
+            "confirmed": self._confirmed,
+            "extra_workers": self._extra_workers,
+            "restarts": dict(self.restarts),
+            "handles": handles,
+        }
+
+    @classmethod
+    def restored(cls, state: Mapping[str, Any], random: Callable[[], float]) -> Pool:
+        """Go on where another pool has stopped.
+
+        Args:
+            state: What :meth:`state` gave.
+            random: Returns numbers from 0 to 1, for jitter.
+
+        Raises:
+            TypeError: It is another version's.
+        """
+        pool = cls(PoolLimits(**state["limits"]), random)
+        pool.generation, pool._confirmed = state["generation"], state["confirmed"]
+        pool._extra_workers = state["extra_workers"]
+        pool.restarts.update(state["restarts"])
+        for fields in state["handles"]:
+            dumped_in = Phase(fields["dumped_in"]) if fields["dumped_in"] else None
+            handle = WorkerHandle(**{**fields, "phase": Phase(fields["phase"]), "dumped_in": dumped_in})
+            pool.handles[handle.slot] = handle
+        return pool
+
     # --- facts
 
     def spawned(self, slot: int, pid: int, now_s: float) -> None:
@@ -297,6 +351,7 @@ class Pool:
         handle = self.handles.get(slot)
         if handle is not None:
             self._remove(handle)
+            self.restarts["boot"] += 1
             self._note(Level.ERROR, f"worker={slot} gen={handle.generation} could not be forked: {reason}")
             self._failed_start(handle, now_s)
 
@@ -319,6 +374,7 @@ class Pool:
                 limits = self.limits
                 timeout_s = limits.graceful_timeout_s if stopping else limits.drain_timeout_s
                 self._begin_draining(handle, now_s, timeout_s)
+                self.restarts["signal"] += not stopping
             self._judge(handle, fact, now_s)
 
     def exited(self, pid: int, how: str, clean: bool, now_s: float) -> bool:
@@ -341,6 +397,8 @@ class Pool:
         if clean and handle.phase is Phase.DRAINING:
             self._note(Level.INFO, f"{handle} ended after {handle.served} calls")
             return True
+        if not handle.told_to_stop:
+            self.restarts[_kind_of_end(handle)] += 1
         lost = f", {handle.active} calls lost" if handle.active else ""
         if "SIGKILL" in how and handle.phase is not Phase.KILLED:
             how += "; out of memory?"
@@ -522,6 +580,7 @@ class Pool:
         # The replaced first, then the oldest: never a worker that does not serve yet.
         order = sorted(self.serving, key=lambda each: (each.slot not in replaced, each.born_s))
         for handle in order[:surplus]:
+            self.restarts[handle.retire_kind or "resize"] += 1
             yield from self._drain(handle, now_s, self.limits.drain_timeout_s)
 
     # --- steps
@@ -533,7 +592,7 @@ class Pool:
         self.handles[slot] = WorkerHandle(
             slot, self.generation, Phase.SPAWNING, now_s, now_s, call_limit=call_limit, replaces=replaces
         )
-        return Spawn(slot, self.generation, call_limit)
+        return Spawn(slot, self.generation, call_limit, prove=self.generation != self._confirmed)
 
     def _may_spawn(self, now_s: float) -> bool:
         return self._can_spawn and now_s >= self._spawn_not_before_s and len(self.handles) < SLOTS
@@ -577,13 +636,13 @@ class Pool:
         if handle.since_s > self._load_failed_at_s and now_s - handle.since_s >= YOUNG_S:
             self._load_failures = 0
         if handle.generation != self.generation:
-            handle.retire_reason = RELOAD
+            handle.retire_reason, handle.retire_kind = RELOAD, "reload"
         elif handle.call_limit and fact.served >= handle.call_limit:
-            handle.retire_reason = f"{fact.served} calls"
+            handle.retire_reason, handle.retire_kind = f"{fact.served} calls", "calls"
         elif limits.max_lifetime_s and now_s - handle.born_s >= limits.max_lifetime_s:
-            handle.retire_reason = f"{now_s - handle.born_s:.0f} s old"
+            handle.retire_reason, handle.retire_kind = f"{now_s - handle.born_s:.0f} s old", "lifetime"
         elif limits.max_memory_bytes and fact.rss_bytes > limits.max_memory_bytes:
-            handle.retire_reason = f"{fact.rss_bytes >> 20} MB of memory"
+            handle.retire_reason, handle.retire_kind = f"{fact.rss_bytes >> 20} MB of memory", "memory"
 
     def _failed_start(self, handle: WorkerHandle, now_s: float) -> None:
         if self._fallback is not None and handle.generation == self.generation:
@@ -603,7 +662,8 @@ class Pool:
         self._note(Level.ERROR, f"gen={refused} does not start: gen={self.generation} stays in charge")
         self._notes.append(Abandon(refused))
         for each in self.handles.values():
-            each.retire_reason = RELOAD if each.generation == refused else ""
+            of_refused = each.generation == refused
+            each.retire_reason, each.retire_kind = (RELOAD, "reload") if of_refused else ("", "")
         if self._fallback_lost:
             self._cannot_spawn(now_s)
 
@@ -636,6 +696,13 @@ class Pool:
 
     def _note(self, level: Level, text: str) -> None:
         self._notes.append(Note(level, text))
+
+
+def _kind_of_end(handle: WorkerHandle) -> str:
+    """Which of ``scoreboard.RESTART_REASONS`` it is that a worker has ended unasked."""
+    if handle.phase in (Phase.DUMPING, Phase.KILLED):
+        return "stuck" if handle.dumped_in else "boot"
+    return "boot" if handle.phase is Phase.STARTING else "died"
 
 
 def _backoff_s(failures: int) -> float:

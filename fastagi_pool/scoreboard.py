@@ -3,20 +3,22 @@
 Laws:
     * One slot per worker, one writer per field: the worker writes its slot, the master only clears
       it before a new worker takes it. No locks: every field is one aligned 64-bit word.
+    * What the master tells of its supervision stands in the header, and is the master's alone to write.
     * It outlives its writers. After a crash the master, and ``fastagi-pool status`` from outside,
       still read what the worker last said.
     * Nothing here decides anything.
 
 How it works: a file of fixed size, mapped shared by the master before any fork. A header of words
-says which master it belongs to; then one row of words per slot. Times are CLOCK_MONOTONIC in
-milliseconds, which all processes of a machine share.
+says which master it belongs to and how it fares; then one row of words per slot; then room for one text.
+Times are CLOCK_MONOTONIC in milliseconds, which all processes of a machine share.
 """
 
 from __future__ import annotations
 
 import mmap
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from enum import IntEnum
 from pathlib import Path
 from typing import Final
@@ -24,10 +26,25 @@ from typing import Final
 #: Slots in a scoreboard: workers of all generations, draining ones included.
 SLOTS: Final = 1024
 _MAGIC: Final = 0x46_41_47_49_50_4F_4F_4C  # "FAGIPOOL"
-_VERSION: Final = 1
-_HEADER_WORDS: Final = 16
+_VERSION: Final = 2
+_HEADER_WORDS: Final = 64
 _SLOT_WORDS: Final = 16
-_SIZE_BYTES: Final = 8 * (_HEADER_WORDS + SLOTS * _SLOT_WORDS)
+_TEXT_BYTES: Final = 4096
+_TEXT_BEGINS: Final = 8 * (_HEADER_WORDS + SLOTS * _SLOT_WORDS)
+_SIZE_BYTES: Final = _TEXT_BEGINS + _TEXT_BYTES
+
+#: Why workers were replaced or ended, in the order in which the header counts them.
+RESTART_REASONS: Final = (
+    "calls",
+    "lifetime",
+    "memory",
+    "reload",
+    "died",
+    "stuck",
+    "boot",
+    "resize",
+    "signal",
+)
 
 
 class _Header(IntEnum):
@@ -38,6 +55,22 @@ class _Header(IntEnum):
     GENERATION = 4
     #: Number of slots in use or used so far: nobody need look beyond.
     USED = 5
+    WANTED = 6
+    LISTEN_QUEUE = 7
+    LISTEN_LIMIT = 8
+    LISTEN_MOST = 9
+    RELOADS = 10
+    REFUSED = 11
+    LOADING = 12
+    #: When the last reload was decided, one way or the other; 0 for none so far.
+    LAST_RELOAD_MS = 13
+    UPGRADES = 14
+    STOPPING = 15
+    LOST_LINES = 16
+    #: Length of the text behind the slots: why the last reload was refused.
+    TEXT_BYTES = 17
+    #: The first of the words that count restarts, one for each reason.
+    RESTARTS = 32
 
 
 class _Field(IntEnum):
@@ -55,6 +88,13 @@ class _Field(IntEnum):
     CALL_LIMIT = 9
     #: Calls accepted, counted from where the others stood when this worker came: for sharing evenly.
     TURNS = 10
+    #: Calls that wait for a place, and how many places there are.
+    QUEUED = 11
+    PLACES = 12
+    #: How late the hub was at the last beat.
+    LAG_MS = 13
+    #: Log lines that the worker could not write.
+    LOST_LINES = 14
 
 
 class WorkerState(IntEnum):
@@ -81,6 +121,10 @@ class SlotFacts:
         served: Calls ended.
         failed: Calls ended in a failure.
         rss_bytes: Resident memory as it last measured.
+        queued: Calls that wait for a place in it.
+        places: Calls that it serves at the same time, at most; 0 before it has said so.
+        lag_s: How late its hub was at its last beat: how long calls had to wait for their turn.
+        lost_lines: Log lines that it could not write.
     """
 
     slot: int
@@ -93,6 +137,45 @@ class SlotFacts:
     served: int
     failed: int
     rss_bytes: int
+    queued: int = 0
+    places: int = 0
+    lag_s: float = 0.0
+    lost_lines: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Supervision:
+    """What the master tells of its supervision.
+
+    Attributes:
+        workers_wanted: How many workers shall serve.
+        listen_queue: Connections that wait to be accepted, over all TCP sockets.
+        listen_limit: How many may.
+        listen_most: The most that were seen waiting.
+        reloads: Reloads that were decided, refused ones included.
+        refused: Reloads of which nothing came.
+        loading: Whether a new generation is being loaded, or its first worker started.
+        last_reload_s: Monotonic time at which the last reload was decided; 0 for none so far.
+        upgrades: How often the master replaced itself by a newly installed program, or tried to in vain.
+        stopping: Whether the pool ends.
+        lost_lines: Log lines that the master, and workers that have ended, could not write.
+        restarts: Why workers were replaced or ended, each reason with its number.
+        error: Why the last reload or upgrade was refused; empty if it was not.
+    """
+
+    workers_wanted: int = 0
+    listen_queue: int = 0
+    listen_limit: int = 0
+    listen_most: int = 0
+    reloads: int = 0
+    refused: int = 0
+    loading: bool = False
+    last_reload_s: float = 0.0
+    upgrades: int = 0
+    stopping: bool = False
+    lost_lines: int = 0
+    restarts: Mapping[str, int] = field(default_factory=dict)
+    error: str = ""
 
 
 class SlotWriter:
@@ -128,6 +211,22 @@ class SlotWriter:
     def set_rss(self, rss_bytes: int) -> None:
         """Publish the resident memory."""
         self._set(_Field.RSS_BYTES, rss_bytes)
+
+    def set_queued(self, queued: int) -> None:
+        """Publish how many calls wait for a place."""
+        self._set(_Field.QUEUED, queued)
+
+    def set_places(self, places: int) -> None:
+        """Publish how many calls are served at the same time, at most."""
+        self._set(_Field.PLACES, places)
+
+    def set_lag(self, lag_s: float) -> None:
+        """Publish how late the hub was."""
+        self._set(_Field.LAG_MS, max(0, int(lag_s * 1000)))
+
+    def set_lost_lines(self, lines: int) -> None:
+        """Publish how many log lines could not be written."""
+        self._set(_Field.LOST_LINES, lines)
 
     def call_begins(self) -> int:
         """Count a call in; return how many are in progress now."""
@@ -194,7 +293,9 @@ class Scoreboard:
             OSError: The folder is not writable, or full.
         """
         fresh = path.with_name(f"{path.name}.{master_pid}")
-        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        fresh.unlink(missing_ok=True)
+        # Root may do this in somebody else's folder: a link that waits there must lead nowhere.
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             # Reserve the blocks: a full file system must fail here and not as SIGBUS later.
             os.posix_fallocate(fd, 0, _SIZE_BYTES)
@@ -223,20 +324,32 @@ class Scoreboard:
         if len(memory) != _SIZE_BYTES:
             raise ValueError(f"{path} is not a scoreboard of this version")
         board = cls(memory)
-        if (board.words[_Header.MAGIC], board.words[_Header.VERSION]) != (_MAGIC, _VERSION):
-            raise ValueError(f"{path} is not a scoreboard of this version")
+        board.check(str(path))
         return board
 
     @classmethod
     def share(cls, descriptor: int) -> Scoreboard:
-        """Map the master's board to write one slot of it (workers only).
+        """Map the master's board for writing: one slot in a worker, or all by a master that took over.
 
         By descriptor: the file may have been cleaned away meanwhile.
 
         Raises:
             OSError: It cannot be mapped.
+            ValueError: The file is shorter than a scoreboard of this version.
         """
-        return cls(mmap.mmap(descriptor, _SIZE_BYTES))
+        return cls(mmap.mmap(descriptor, _SIZE_BYTES), descriptor)
+
+    def check(self, name: str) -> None:
+        """Make sure that it is a scoreboard.
+
+        Args:
+            name: What to call it.
+
+        Raises:
+            ValueError: It is none of this version.
+        """
+        if (self.words[_Header.MAGIC], self.words[_Header.VERSION]) != (_MAGIC, _VERSION):
+            raise ValueError(f"{name} is not a scoreboard of this version")
 
     @property
     def master_pid(self) -> int:
@@ -256,6 +369,52 @@ class Scoreboard:
     def set_generation(self, generation: int) -> None:
         """Publish which generation is in charge (master only)."""
         self.words[_Header.GENERATION] = generation
+
+    @property
+    def supervision(self) -> Supervision:
+        """What the master tells of its supervision."""
+        words = self.words[:_HEADER_WORDS].tolist()
+        length = min(words[_Header.TEXT_BYTES], _TEXT_BYTES)
+        return Supervision(
+            workers_wanted=words[_Header.WANTED],
+            listen_queue=words[_Header.LISTEN_QUEUE],
+            listen_limit=words[_Header.LISTEN_LIMIT],
+            listen_most=words[_Header.LISTEN_MOST],
+            reloads=words[_Header.RELOADS],
+            refused=words[_Header.REFUSED],
+            loading=bool(words[_Header.LOADING]),
+            last_reload_s=words[_Header.LAST_RELOAD_MS] / 1000,
+            upgrades=words[_Header.UPGRADES],
+            stopping=bool(words[_Header.STOPPING]),
+            lost_lines=words[_Header.LOST_LINES],
+            restarts={
+                reason: words[_Header.RESTARTS + place] for place, reason in enumerate(RESTART_REASONS)
+            },
+            error=self._memory[_TEXT_BEGINS : _TEXT_BEGINS + length].decode(errors="replace"),
+        )
+
+    def supervise(self, supervision: Supervision) -> None:
+        """Publish the state of the supervision (master only)."""
+        text = supervision.error.encode(errors="replace")[:_TEXT_BYTES]
+        words = self.words
+        # The length first: a reader sees less of the text rather than two texts in one.
+        words[_Header.TEXT_BYTES] = 0
+        self._memory[_TEXT_BEGINS : _TEXT_BEGINS + len(text)] = text
+        words[_Header.TEXT_BYTES] = len(text)
+        words[_Header.WANTED] = supervision.workers_wanted
+        words[_Header.LISTEN_QUEUE] = supervision.listen_queue
+        words[_Header.LISTEN_LIMIT] = supervision.listen_limit
+        words[_Header.LISTEN_MOST] = supervision.listen_most
+        words[_Header.LOADING] = supervision.loading
+        words[_Header.LAST_RELOAD_MS] = int(supervision.last_reload_s * 1000)
+        words[_Header.UPGRADES] = supervision.upgrades
+        words[_Header.STOPPING] = supervision.stopping
+        words[_Header.LOST_LINES] = supervision.lost_lines
+        for place, reason in enumerate(RESTART_REASONS):
+            words[_Header.RESTARTS + place] = supervision.restarts.get(reason, 0)
+        # Last, because who waits for a reload looks at these.
+        words[_Header.REFUSED] = supervision.refused
+        words[_Header.RELOADS] = supervision.reloads
 
     def clear(self, slot: int, call_limit: int = 0) -> None:
         """Empty a slot for its next worker, or after its last (master only).
@@ -284,6 +443,10 @@ class Scoreboard:
             served=row[_Field.SERVED],
             failed=row[_Field.FAILED],
             rss_bytes=row[_Field.RSS_BYTES],
+            queued=row[_Field.QUEUED],
+            places=row[_Field.PLACES],
+            lag_s=row[_Field.LAG_MS] / 1000,
+            lost_lines=row[_Field.LOST_LINES],
         )
 
     def occupied(self) -> list[SlotFacts]:

@@ -103,3 +103,14 @@ def test_only_known_kinds(pair: tuple[WordChannel, WordChannel]) -> None:
     one.send(Stranger())  # type: ignore[arg-type]
     with pytest.raises(KeyError, match="Stranger"):
         other.receive()
+
+
+def test_an_end_is_gone_on_with(pair: tuple[WordChannel, WordChannel]) -> None:
+    """Whoever takes an end over by its descriptor hears what was said before, and is heard."""
+    one, other = pair
+    one.send(Word("before"))
+    heir = WordChannel.adopt(os.dup(other.fileno()))
+    assert heir.receive() == (Word("before"), [])
+    heir.send(Word("after"))
+    assert one.receive() == (Word("after"), [])
+    heir.close()

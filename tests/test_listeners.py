@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from children import in_child
 
 from fastagi_pool.errors import BootError
 from fastagi_pool.listeners import (
@@ -21,10 +22,16 @@ from fastagi_pool.listeners import (
     describe,
     discard,
     refuse_newcomers,
+    refuses_newcomers,
+    welcome,
 )
 
 Bind = Callable[[Address], socket.socket]
 WAIT_S = 5.0
+_NOBODY = 65534
+#: Source: linux/in.h, linux/in6.h.
+_IP_MINTTL = 21
+_IPV6_MINHOPS = 73
 
 
 def tcp(host: str, port: int = 0) -> Address:
@@ -294,6 +301,55 @@ def test_newcomers_are_refused_and_those_who_wait_are_not(listen: Bind) -> None:
             listener.setblocking(False)
             with pytest.raises(BlockingIOError):
                 listener.accept()
+
+
+@pytest.mark.parametrize(("host", "callers"), [("127.0.0.1", ["127.0.0.1"]), ("*", ["127.0.0.1", "::1"])])
+def test_newcomers_are_refused_without_rights(host: str, callers: list[str]) -> None:
+    """Who may not filter packets lets nobody new in either, and who has connected is heard as before."""
+
+    def live() -> object:
+        if os.geteuid() == 0:
+            os.setresuid(_NOBODY, _NOBODY, _NOBODY)
+        (listener,) = bind(tcp(host), 10, [], False)
+        port = listener.getsockname()[1]
+        waiting = socket.create_connection((callers[0], port), WAIT_S)
+        assert not refuses_newcomers(listener)
+        refuse_newcomers(listener)
+        assert refuses_newcomers(listener)
+        for caller in callers:
+            family = socket.AF_INET6 if ":" in caller else socket.AF_INET
+            with socket.socket(family) as newcomer:
+                newcomer.setblocking(False)
+                assert newcomer.connect_ex((caller, port)) == errno.EINPROGRESS
+        connection, _ = listener.accept()
+        waiting.sendall(b"agi_network: yes\n")
+        assert connection.recv(100) == b"agi_network: yes\n"
+        listener.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            listener.accept()
+        return True
+
+    assert in_child(live)
+
+
+@pytest.mark.parametrize("family", [socket.AF_INET, socket.AF_INET6], ids=["IPv4", "IPv6"])
+def test_a_half_open_connection_is_welcomed(family: socket.AddressFamily) -> None:
+    """What a listener that refuses newcomers demands is taken off a connection that it has made."""
+    level, option = (
+        (socket.IPPROTO_IP, _IP_MINTTL) if family == socket.AF_INET else (socket.IPPROTO_IPV6, _IPV6_MINHOPS)
+    )
+    with socket.create_server(("127.0.0.1" if family == socket.AF_INET else "::1", 0), family=family) as door:
+        caller = socket.create_connection(door.getsockname()[:2], WAIT_S)
+        connection, _ = door.accept()
+    with caller, connection:
+        connection.setsockopt(level, option, 255)
+        caller.sendall(b"agi_network: yes\n")
+        connection.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            connection.recv(100)
+        connection.settimeout(WAIT_S)
+        welcome(connection.fileno())
+        assert connection.recv(100) == b"agi_network: yes\n"
 
 
 def test_newcomers_to_a_path_are_refused(listen: Bind, tmp_path: Path) -> None:

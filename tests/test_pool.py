@@ -6,6 +6,7 @@ any time. The state machine at the end lets everything happen in any order.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -41,7 +42,7 @@ from fastagi_pool.pool import (
     Tell,
     WorkerHandle,
 )
-from fastagi_pool.scoreboard import SlotFacts, WorkerState
+from fastagi_pool.scoreboard import RESTART_REASONS, SlotFacts, WorkerState
 
 #: How often the master looks, as it does when nothing wakes it.
 TICK_S = 0.25
@@ -125,6 +126,7 @@ class World:
 
     def __init__(self, limits: PoolLimits = TWO, random: Callable[[], float] = lambda: 0.0) -> None:
         self.pool = Pool(limits, random)
+        self._random = random
         self.now_s = START_S
         self.limits = limits
         self.fate: Callable[[Spawn], Fate] = lambda spawn: HEALTHY
@@ -180,6 +182,11 @@ class World:
         self.limits = limits or self.limits
         self.pool.loaded(self._newest, self.limits)
         return self._newest
+
+    def upgrade(self) -> None:
+        """Let another program go on, which knows only what travels as text."""
+        assert self.pool.is_settled
+        self.pool = Pool.restored(json.loads(json.dumps(self.pool.state())), self._random)
 
     def lose_loader(self, generation: int) -> None:
         """End a loader, and what it was asked for; the pool hears of it unless it was dismissed before."""
@@ -356,7 +363,7 @@ def a_worker(world: World) -> Process:
 def test_the_first_decision_asks_for_all_workers() -> None:
     """A new pool asks for as many workers as configured, in slots of their own."""
     world = World(replace(TWO, workers=3))
-    assert world.decide() == [Spawn(0, 1, 0), Spawn(1, 1, 0), Spawn(2, 1, 0)]
+    assert world.decide() == [Spawn(0, 1, 0, True), Spawn(1, 1, 0, True), Spawn(2, 1, 0, True)]
 
 
 def test_deciding_twice_changes_nothing() -> None:
@@ -400,7 +407,7 @@ def test_a_handle_names_its_worker_as_the_log_does() -> None:
 def test_call_limits_are_spread(max_calls: int, random: float, expected: int) -> None:
     """A worker's limit of calls is the configured one or up to the jitter more, and 0 stays no limit."""
     world = World(replace(TWO, workers=1, max_calls=max_calls), lambda: random)
-    assert world.decide() == [Spawn(0, 1, expected)]
+    assert world.decide() == [Spawn(0, 1, expected, True)]
 
 
 @pytest.mark.parametrize(
@@ -750,7 +757,7 @@ def test_a_spawn_that_fails_is_a_failed_start() -> None:
     world.refuse_to_fork("Resource temporarily unavailable")
     actions = world.turn()
     text = "worker=0 gen=1 could not be forked: Resource temporarily unavailable"
-    assert actions == [Note(Level.ERROR, text), Spawn(0, 1, 0)]
+    assert actions == [Note(Level.ERROR, text), Spawn(0, 1, 0, True)]
     world.loader_answers = True
     world.run(2.0)
     assert len(world.serving()) == 1
@@ -1310,6 +1317,198 @@ def test_forks_lost_with_a_dismissed_loader_are_given_up() -> None:
     assert len(world.serving()) == 2
 
 
+# ---- why workers go
+
+
+def test_nothing_happened_nothing_is_counted() -> None:
+    """A pool that only starts, reloads nothing and loses nobody has no figures."""
+    assert booted().pool.restarts == {}
+
+
+def because_of_calls(world: World) -> None:
+    """A worker has served its calls."""
+    a_worker(world).served = 10
+
+
+def because_of_memory(world: World) -> None:
+    """A worker has grown."""
+    a_worker(world).rss_bytes = 2 << 30
+
+
+def because_of_age(world: World) -> None:
+    """A worker is old, the other is not yet."""
+    world.pool.handles[a_worker(world).slot].born_s -= 3600.0
+
+
+def because_of_a_crash(world: World) -> None:
+    """A worker dies in service."""
+    world.run(10.0)
+    world.crash(a_worker(world))
+
+
+def because_of_a_young_crash(world: World) -> None:
+    """A worker dies soon after it served for the first time."""
+    world.crash(a_worker(world))
+
+
+def because_it_is_stuck(world: World) -> None:
+    """A worker gives no sign of life."""
+    a_worker(world).stuck = True
+
+
+def because_of_term(world: World) -> None:
+    """An operator ends one worker."""
+    a_worker(world).state = WorkerState.DRAINING
+
+
+def because_of_fewer(world: World) -> None:
+    """An operator wants one fewer."""
+    world.pool.resize(-1)
+
+
+def because_it_cannot_start(world: World) -> None:
+    """A further worker dies before it serves; the next one does not."""
+    fates = iter([STILLBORN])
+    world.fate = lambda spawn: next(fates, HEALTHY)
+    world.pool.resize(1)
+
+
+def because_it_never_gets_ready(world: World) -> None:
+    """A further worker hangs while it starts; the next one does not."""
+    fates = iter([SLEEPER])
+    world.fate = lambda spawn: next(fates, HEALTHY)
+    world.pool.resize(1)
+
+
+def because_nothing_can_be_forked(world: World) -> None:
+    """A further worker cannot be forked at first."""
+    world.loader_answers = False
+    world.pool.resize(1)
+    world.turn()
+    world.refuse_to_fork()
+    world.loader_answers = True
+
+
+@pytest.mark.parametrize(
+    ("happen", "reason"),
+    [
+        (because_of_calls, "calls"),
+        (because_of_memory, "memory"),
+        (because_of_age, "lifetime"),
+        (because_of_a_crash, "died"),
+        (because_of_a_young_crash, "died"),
+        (because_it_is_stuck, "stuck"),
+        (because_of_term, "signal"),
+        (because_of_fewer, "resize"),
+        (because_it_cannot_start, "boot"),
+        (because_it_never_gets_ready, "boot"),
+        (because_nothing_can_be_forked, "boot"),
+    ],
+)
+def test_each_end_is_counted_once(happen: Callable[[World], None], reason: str) -> None:
+    """Why a worker went is counted once, under the reason that an operator would look for."""
+    world = booted(replace(TWO, max_calls=10, max_memory_bytes=1 << 30, max_lifetime_s=3600.0))
+    happen(world)
+    world.run(30.0)
+    assert world.pool.restarts == {reason: 1}
+    assert reason in RESTART_REASONS
+
+
+def test_a_reload_counts_every_worker() -> None:
+    """A reload replaces each worker for that reason, and a stop counts nothing."""
+    world = booted()
+    world.reload()
+    world.run(10.0)
+    world.pool.stop(Stopping.GRACEFUL, world.now_s)
+    world.run(10.0)
+    assert world.pool.restarts == {"reload": 2}
+
+
+# ---- a change of the master's program
+
+
+def test_another_program_goes_on() -> None:
+    """What travels as text is the whole pool: workers, limits, what was resized and what was counted."""
+    world = booted(replace(TWO, max_calls=10))
+    world.pool.resize(1)
+    a_worker(world).served = 10
+    world.run(5.0)
+    before = world.pool
+    world.upgrade()
+    assert world.pool.handles == before.handles
+    assert (world.pool.limits, world.pool.generation) == (before.limits, before.generation)
+    assert (world.pool.target, world.pool.restarts) == (3, before.restarts)
+    assert world.decide() == []
+
+
+def test_a_worker_in_any_phase_goes_on() -> None:
+    """Workers that start, drain or are found stuck meet the same end as without the change."""
+    world = booted(replace(TWO, workers=3))
+    stuck, leaving, _ = world.serving()
+    stuck.stuck, leaving.active = True, 1
+    leaving.state = WorkerState.DRAINING
+    world.run_until(lambda: world.pool.handles[stuck.slot].phase is Phase.DUMPING)
+    world.run(TICK_S)
+    world.upgrade()
+    assert world.pool.handles[stuck.slot].dumped_in is Phase.SERVING
+    world.run(10.0)
+    assert stuck.orders == [Order.DUMP, Order.KILL]
+    assert len(world.serving()) == 3
+    world.run(TWO.drain_timeout_s)
+    assert leaving.orders == [Order.STOP]
+
+
+def test_a_generation_is_not_confirmed_again() -> None:
+    """The generation in charge stays proven: its next worker need not prove itself."""
+    world = booted()
+    world.upgrade()
+    world.crash(a_worker(world))
+    world.run(5.0)
+    assert world.actions(Confirm) == []
+    assert [spawn.prove for spawn in world.actions(Spawn)] == [False]
+
+
+def test_a_reload_after_the_change() -> None:
+    """The new program's own generation replaces the old workers as in any reload."""
+    world = booted()
+    world.upgrade()
+    world.reload()
+    world.run(10.0)
+    assert {each.generation for each in world.serving()} == {2}
+    assert world.actions(Confirm) == [Confirm(2)]
+
+
+def test_what_is_half_done_is_not_handed_over() -> None:
+    """No change while a worker is forked, a generation unproven, a loader lost or the end in sight."""
+    world = World()
+    settled = [world.pool.is_settled]
+
+    def after(happen: Callable[[], object]) -> None:
+        happen()
+        settled.append(world.pool.is_settled)
+
+    after(world.decide)
+    after(lambda: world.run(5.0))
+    after(world.reload)
+    after(lambda: world.run(10.0))
+    after(lambda: world.lose_loader(2))
+    after(world.reload)
+    after(lambda: world.pool.stop(Stopping.GRACEFUL, world.now_s))
+    assert settled == [True, False, True, False, True, False, True, False]
+
+
+def test_only_an_unproven_generation_has_to_prove_itself() -> None:
+    """Workers prove themselves until one of their generation serves; later ones need not."""
+    world = World()
+    world.turn()
+    world.run(5.0)
+    world.crash(a_worker(world))
+    world.run(5.0)
+    world.reload()
+    world.run(10.0)
+    assert [spawn.prove for spawn in world.actions(Spawn)] == [True, True, False, True, False]
+
+
 # ---- everything in any order
 
 
@@ -1402,6 +1601,13 @@ class PoolMachine(RuleBasedStateMachine):
     def the_operator_resizes(self, by: int) -> None:
         """TTIN or TTOU."""
         self.world.pool.resize(by)
+        self.world.turn()
+
+    @precondition(lambda self: self.world.pool.is_settled)
+    @rule()
+    def the_program_is_replaced(self) -> None:
+        """USR2: another program goes on."""
+        self.world.upgrade()
         self.world.turn()
 
     @rule()

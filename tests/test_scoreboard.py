@@ -11,9 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from fastagi_pool.scoreboard import SLOTS, Scoreboard, SlotFacts, SlotWriter, WorkerState
+from fastagi_pool.scoreboard import (
+    RESTART_REASONS,
+    SLOTS,
+    Scoreboard,
+    SlotFacts,
+    SlotWriter,
+    Supervision,
+    WorkerState,
+)
 
-BOARD_BYTES = 8 * (16 + SLOTS * 16)
+BOARD_BYTES = 8 * (64 + SLOTS * 16) + 4096
 MIB = 1 << 20
 
 
@@ -91,6 +99,16 @@ def test_nothing_is_left_beside_the_board(board: Scoreboard, path: Path) -> None
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_a_link_that_waits_is_not_followed(path: Path, tmp_path: Path) -> None:
+    """Root may make a board in a folder of somebody who knows its name before: his link leads nowhere."""
+    others = tmp_path / "others"
+    others.write_text("precious")
+    path.with_name("scoreboard.42").symlink_to(others)
+    Scoreboard.create(path, 42, 1.0)
+    assert others.read_text() == "precious"
+    assert Scoreboard.attach(path).master_pid == 42
+
+
 def test_every_field_comes_back(board: Scoreboard, path: Path) -> None:
     """What a worker writes is what another process reads, field by field."""
     board.clear(3, call_limit=7)
@@ -98,6 +116,9 @@ def test_every_field_comes_back(board: Scoreboard, path: Path) -> None:
     writer.begin(4711, 5, 1000.25)
     writer.promise(1010.75)
     writer.set_rss(3 * MIB)
+    writer.set_queued(4)
+    writer.set_places(250)
+    writer.set_lag(0.25)
     for failed in (True, False, False):
         writer.call_begins()
         writer.call_ends(failed)
@@ -114,6 +135,9 @@ def test_every_field_comes_back(board: Scoreboard, path: Path) -> None:
         served=3,
         failed=1,
         rss_bytes=3 * MIB,
+        queued=4,
+        places=250,
+        lag_s=0.25,
     )
     assert Scoreboard.attach(path).occupied() == [expected]
 
@@ -288,3 +312,76 @@ def test_a_probe_is_no_call(board: Scoreboard) -> None:
     writer.probe_ends()
     facts = board.facts(0)
     assert (facts.active, facts.served, facts.failed) == (0, 0, 0)
+
+
+def test_a_hub_is_never_early(board: Scoreboard) -> None:
+    """A clock that rounds does not make a hub that was in time a fault."""
+    writer = ready_worker(board, 0)
+    writer.set_lag(-0.001)
+    assert board.facts(0).lag_s == 0
+
+
+# --- what the master tells
+
+TOLD = Supervision(
+    workers_wanted=5,
+    listen_queue=3,
+    listen_limit=128,
+    listen_most=77,
+    reloads=9,
+    refused=2,
+    loading=True,
+    last_reload_s=1234.5,
+    upgrades=4,
+    stopping=True,
+    lost_lines=6,
+    restarts={reason: number for number, reason in enumerate(RESTART_REASONS)},
+    error="pool.yaml:1: nonsense, größer",
+)
+
+
+def test_supervision_comes_back(board: Scoreboard, path: Path) -> None:
+    """What the master tells is what another process reads, word by word."""
+    board.supervise(TOLD)
+    assert Scoreboard.attach(path).supervision == TOLD
+
+
+def test_supervision_of_a_new_board(board: Scoreboard) -> None:
+    """Before the master has told anything there is nothing to tell, of any reason."""
+    assert board.supervision == Supervision(restarts=dict.fromkeys(RESTART_REASONS, 0))
+
+
+def test_supervision_touches_no_slot(board: Scoreboard) -> None:
+    """What the master tells and what workers tell do not meet, neither at the first slot nor at the last."""
+    writers = [ready_worker(board, slot, active=slot % 7) for slot in (0, SLOTS - 1)]
+    before = board.occupied()
+    board.supervise(Supervision(error="x" * 10_000, restarts=TOLD.restarts))
+    assert board.occupied() == before
+    for writer in writers:
+        writer.set_lag(9.0)
+        writer.promise(9.0)
+    assert board.supervision.error == "x" * 4096
+    assert board.generation == 0
+
+
+@pytest.mark.parametrize("error", ["", "short", "\udcff broken", "ü" * 5000])
+def test_any_error_can_be_told(error: str, board: Scoreboard) -> None:
+    """An error of any length and of any letters is told, as far as there is room, and replaces the last."""
+    board.supervise(TOLD)
+    board.supervise(Supervision(error=error))
+    told = board.supervision.error
+    assert told.startswith(error.encode(errors="replace").decode()[:1000])
+    assert len(told) <= 4096
+
+
+def test_only_boards_are_taken_over(board: Scoreboard, path: Path) -> None:
+    """A master that takes over knows its predecessor's board, and refuses what is none of its own kind."""
+    Scoreboard.share(board.descriptor).check("it")
+    for word in (0, 1):
+        kept, board.words[word] = board.words[word], 99
+        with pytest.raises(ValueError, match="it is not a scoreboard of this version"):
+            Scoreboard.share(board.descriptor).check("it")
+        board.words[word] = kept
+    path.with_name("short").write_bytes(b"x")
+    with path.with_name("short").open("r+b") as file, pytest.raises(ValueError):
+        Scoreboard.share(file.fileno())
