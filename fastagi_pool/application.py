@@ -15,8 +15,8 @@ import inspect
 import logging
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +27,7 @@ from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Handler
 from fastagi_pool.endings import OnError
 from fastagi_pool.errors import ConfigError, DatabaseUnavailable, OperatorError, Problem
+from fastagi_pool.handlers.builtin import PING_SCRIPT, STATUS_SCRIPT, Load, StatusHandler, ping
 from fastagi_pool.handlers.scripts import ScriptHandler
 from fastagi_pool.handlers.upstream import UpstreamHandler
 from fastagi_pool.launches import MOST_LINGERING, Launches
@@ -46,6 +47,12 @@ if TYPE_CHECKING:
 _SPARE_DESCRIPTORS: Final = 64
 #: Our ends of a script's standard input and output.
 _PIPES_OF_CALL: Final = 2
+#: Higher than any that can be configured: a route for all scripts must not take the built-in ones.
+_BUILTIN_PRIORITY: Final = 1_000_001
+_BUILTIN: Final[Mapping[str, Callable[[], Handler]]] = {
+    PING_SCRIPT: lambda: ping,
+    STATUS_SCRIPT: StatusHandler,
+}
 _NONE_GIVEN: Final[Mapping[str, Handler]] = {}
 
 
@@ -60,8 +67,11 @@ class Application:
         setups: ``setup`` of each handler module that has one, each once, in the order of routes.
         teardowns: ``teardown`` likewise.
         databases: What to connect to.
+        selftests: ``selftest`` of each handler module that has one, likewise.
         scripts: The handlers of legacy scripts among them.
         door: Where these find who starts them; None if there are none.
+        served: The routes with those of the built-in scripts: what a worker serves.
+        builtin: The handlers of the built-in scripts, by their routes' names.
     """
 
     config: Config
@@ -70,14 +80,17 @@ class Application:
     setups: tuple[Callable[[Context], object], ...]
     teardowns: tuple[Callable[[Context], object], ...]
     databases: tuple[DatabaseSettings, ...]
+    selftests: tuple[Callable[[Context], object], ...] = ()
     scripts: tuple[ScriptHandler, ...] = ()
     door: Door | None = None
+    served: RouteTable = field(default_factory=lambda: RouteTable([]))
+    builtin: Mapping[str, Handler] = field(default_factory=dict)
 
     def start_launcher(self, log_file: str, generation: int) -> int:
         """Start the process that starts legacy scripts, and have it prepare what can be prepared.
 
         Args:
-            log_file: Where it logs: a path, or ``-`` for standard error.
+            log_file: Where it logs: a path, ``syslog``, or ``-`` for standard error.
             generation: Which load it belongs to.
 
         Returns:
@@ -88,13 +101,20 @@ class Application:
         """
         if self.door is None:
             return 0
-        pid = self.door.start(log_file, self.config.log.level, generation)
+        log = self.config.log
+        pid = self.door.start(log_file, log.level, generation, log.format.value, log.facility)
         for handler in self.scripts:
             settings = handler.settings
             if settings.fixed_file and (settings.process.precompile or settings.process.warm):
                 arguments = list(settings.arguments or ())
                 self.door.prepare(settings.fixed_file, arguments, asdict(settings.process))
         return pid
+
+    def show_load(self, read_load: Callable[[], Load]) -> None:
+        """Let the built-in script tell the pool's load; once in each process, before the first call."""
+        handler = self.builtin.get(STATUS_SCRIPT)
+        if isinstance(handler, StatusHandler):
+            handler.connect(read_load)
 
     def connect_scripts(self, log: logging.Logger) -> Launches | None:
         """Give the routes of legacy scripts their way to the launcher; once in each process.
@@ -176,11 +196,12 @@ def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -
     config = loaded.config
     problems: list[Problem] = []
     table = _table(loaded, problems)
+    builtin = tuple(_builtin_routes(table.routes, config.drain_timeout))
     for folder in reversed(config.python_path):
         if str(folder) not in sys.path:
             sys.path.insert(0, str(folder))
     handlers, modules = _find_handlers(loaded, given, problems)
-    hooks = {name: tuple(_hooks(modules, name)) for name in ("setup", "teardown")}
+    hooks = {name: tuple(_hooks(modules, name)) for name in ("setup", "teardown", "selftest")}
     databases = tuple(database_settings(name, each) for name, each in config.databases.items())
     for settings in databases:
         try:
@@ -193,7 +214,19 @@ def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -
         raise ConfigError(sorted(problems, key=lambda found: (found.file != main, found.file, found.line)))
     scripts = tuple(handler for handler in handlers.values() if isinstance(handler, ScriptHandler))
     door = Door() if scripts else None
-    return Application(config, table, handlers, hooks["setup"], hooks["teardown"], databases, scripts, door)
+    return Application(
+        config=config,
+        table=table,
+        handlers=handlers,
+        setups=hooks["setup"],
+        teardowns=hooks["teardown"],
+        databases=databases,
+        selftests=hooks["selftest"],
+        scripts=scripts,
+        door=door,
+        served=RouteTable([*table.routes, *builtin]),
+        builtin={route.name: _BUILTIN[route.name]() for route in builtin},
+    )
 
 
 def _find_handlers(
@@ -231,8 +264,7 @@ def _missing_files(loaded: LoadedConfig, place: int, settings: CommandSettings) 
 
 def _table(loaded: LoadedConfig, problems: list[Problem]) -> RouteTable:
     routes = [build_route(route, loaded.config) for route in loaded.config.routes]
-    table = RouteTable(routes)
-    for later, earlier in table.shadowed():
+    for later, earlier in RouteTable(routes).shadowed():
         problems.append(
             loaded.problem(
                 ("routes", later),
@@ -240,7 +272,22 @@ def _table(loaded: LoadedConfig, problems: list[Problem]) -> RouteTable:
                 "give it a higher priority, or take one of them out",
             )
         )
-    return table
+    return RouteTable(routes)
+
+
+def _builtin_routes(routes: Sequence[Route], drain_timeout_s: float) -> Iterator[Route]:
+    """Make the routes of the built-in scripts, but for those of which the operator has his own."""
+    taken = {name for route in routes for name in (route.name, route.pattern)}
+    for script in _BUILTIN:
+        if script not in taken:
+            yield Route(
+                name=script,
+                kind=RouteKind.SCRIPT,
+                pattern=script,
+                handler="built in",
+                priority=_BUILTIN_PRIORITY,
+                drain_timeout_s=drain_timeout_s,
+            )
 
 
 def build_route(route: RouteConfig, config: Config) -> Route:
@@ -270,6 +317,8 @@ def build_route(route: RouteConfig, config: Config) -> Route:
         clean_arguments=route.command_guard is CommandGuard.CLEAN,
         mask_digits=route.mask_digits,
         free_names=route.free_names,
+        slow_after_s=config.slow.after if route.slow_after is None else route.slow_after,
+        drain_timeout_s=config.drain_timeout if route.drain_timeout is None else route.drain_timeout,
     )
 
 

@@ -970,3 +970,8 @@ def _milliseconds(seconds: float) -> str:
 
 def _epoch(moment: Moment) -> str:
     return str(int(moment.timestamp() if isinstance(moment, datetime) else moment))
+
+
+def carry_by(call: Call, dialogue: Dialogue) -> None:
+    """Have a call's lines carried by another dialogue from its next command on, to follow it from outside."""
+    call._dialogue = dialogue

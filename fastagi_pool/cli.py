@@ -9,162 +9,41 @@ Laws:
 
 from __future__ import annotations
 
-import json
 import os
 import sys
-import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import Enum
-from functools import wraps
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from time import monotonic, time
-from typing import IO, TYPE_CHECKING, Final, TypeVar, cast
+from typing import IO, TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 import click
-from setproctitle import setproctitle
 
+from fastagi_pool.commands import life, look, setup
 from fastagi_pool.errors import OperatorError
-from fastagi_pool.master import Master, MasterOptions
-from fastagi_pool.messages import Channel
 from fastagi_pool.protocol import Request
-from fastagi_pool.status import PoolStatus, read_status
+from fastagi_pool.running import run_master
+from fastagi_pool.source import EXIT_INPUT, EXIT_NOT_RUNNING, Source, SourceKind, with_source
+from fastagi_pool.status import read_status
 from fastagi_pool.testing import HANGUP, AgiStatus, Behaviour, Caller, CallResult, environment, play_call
 from fastagi_pool.version import VERSION
 
 if TYPE_CHECKING:
     from fastagi_pool.application import Application
-    from fastagi_pool.config import LoadedConfig
     from fastagi_pool.recording import Order, Transcript
     from fastagi_pool.stage import Stage
 
 DEFAULT_SERVER: Final = "127.0.0.1:4577"
-DEFAULT_CONFIG: Final = "/etc/fastagi-pool/fastagi-pool.yaml"
-#: What a command ends with when the operator's input cannot be used; 1 is for what went wrong later.
-EXIT_INPUT: Final = 2
-#: ``status`` and ``call``: nobody is there. As in the LSB's table for init scripts.
-EXIT_NOT_RUNNING: Final = 3
-
-_Command = TypeVar("_Command", bound=Callable[..., object])
-
-
-class SourceKind(Enum):
-    """What a configuration is written in."""
-
-    YAML = "our own YAML"
-    DEMO = "the embedded demonstration"
-    ASTGUICLIENT = "VICIdial's own"
-
-
-@dataclass(frozen=True, slots=True)
-class Source:
-    """Where the configuration comes from.
-
-    Attributes:
-        path: The file; not used for the demonstration.
-        kind: What it is written in.
-    """
-
-    path: str
-    kind: SourceKind
-
-    def __str__(self) -> str:
-        return "the demonstration" if self.kind is SourceKind.DEMO else self.path
-
-    @classmethod
-    def choose(cls, path: str | None, demo: bool, astguiclient: str | None) -> Source:
-        """Take what the options of the command line say.
-
-        Raises:
-            click.UsageError: Two of them contradict each other.
-        """
-        if astguiclient is None:
-            return cls(path or DEFAULT_CONFIG, SourceKind.DEMO if demo else SourceKind.YAML)
-        if demo or path is not None:
-            other = "--demo" if demo else "--config"
-            raise click.UsageError(f"--astguiclient is a configuration of its own: give it or {other}")
-        return cls(astguiclient, SourceKind.ASTGUICLIENT)
-
-    def load(self) -> LoadedConfig:
-        """Read it; anew each time, so that a reload sees what has changed.
-
-        Raises:
-            OperatorError: It cannot be run.
-        """
-        from fastagi_pool.config import load
-
-        match self.kind:
-            case SourceKind.YAML:
-                return load(Path(self.path), os.environ)
-            case SourceKind.DEMO:
-                return _load_demo()
-            case SourceKind.ASTGUICLIENT:
-                return _load_astguiclient(Path(self.path))
-
-    def assemble(self) -> Application:
-        """Load it, with its routes and handlers.
-
-        Raises:
-            OperatorError: It cannot be run.
-        """
-        from gevent import monkey
-
-        monkey.patch_all(os=False, signal=False)
-        from fastagi_pool.application import assemble
-
-        return assemble(self.load())
-
-
-def _load_demo() -> LoadedConfig:
-    from fastagi_pool.config import load_text
-
-    package = Path(__file__).parent
-    environment: Mapping[str, str] = {**os.environ, "DEMO_FOLDER": str(_demo_folder())}
-    return load_text((package / "demo.yaml").read_text(), "demo.yaml", package, environment)
-
-
-def _load_astguiclient(path: Path) -> LoadedConfig:
-    from fastagi_pool.config import load_text
-    from fastagi_pool.handlers.vicidial.astguiclient import find_socket, read, to_yaml
-
-    settings = read(path)
-    text = to_yaml(settings, find_socket(settings.db_server))
-    return load_text(text, f"{path} (as YAML)", path.parent, {})
-
-
-def _demo_folder() -> Path:
-    """Return this user's folder for what the demonstration writes; made if missing."""
-    folder = Path(tempfile.gettempdir()) / f"fastagi-pool-demo-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.is_symlink():
-        raise OperatorError(f"{folder} belongs to somebody else")
-    return folder
-
-
-def _with_source(command: _Command) -> _Command:
-    """Give a command the options that say where the configuration comes from, as its ``source``."""
-
-    @click.option(
-        "-c", "--config", "path", metavar="FILE", help=f"The YAML file.  [default: {DEFAULT_CONFIG}]"
-    )
-    @click.option("--demo", is_flag=True, help="Use the embedded demonstration instead of a file.")
-    @click.option(
-        "--astguiclient",
-        metavar="FILE",
-        help="Serve VICIdial, as its astguiclient.conf says.",
-    )
-    @wraps(command)
-    def with_source(path: str | None, demo: bool, astguiclient: str | None, **others: object) -> object:
-        return command(source=Source.choose(path, demo, astguiclient), **others)
-
-    return cast(_Command, with_source)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(VERSION, prog_name="fastagi-pool")
 def cli() -> None:
     """A pre-forking FastAGI server for Asterisk."""
+
+
+for _command in (*look.COMMANDS, *life.COMMANDS, *setup.COMMANDS):
+    cli.add_command(_command)
 
 
 def main() -> None:
@@ -189,7 +68,7 @@ def main() -> None:
 
 
 @cli.command()
-@_with_source
+@with_source
 def run(source: Source) -> None:
     """Run the server in the foreground until a signal ends it.
 
@@ -197,42 +76,25 @@ def run(source: Source) -> None:
     USR1 reopens the logs, TTIN and TTOU change the number of workers by one.
     """
 
-    def be_loader(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
-        from gevent import monkey
-
-        monkey.patch_all(os=False, signal=False)
-        from fastagi_pool.loader import run_loader
-
-        return run_loader(channel, bell_fd, lifeline_fd, source.load)
-
     def serving(addresses: list[str]) -> None:
         click.echo(f"fastagi-pool {VERSION} listens on {', '.join(addresses)}; Ctrl-C ends it.")
         if source.kind is SourceKind.DEMO:
             script = "hello" if addresses == [DEFAULT_SERVER] else f"agi://{addresses[0]}/hello"
             click.echo(f"Place a call from a second terminal:  fastagi-pool call {script}")
+            click.echo(f"Watch it in a browser:                http://127.0.0.1:{_demo_http_port()}/")
 
-    options = MasterOptions(
-        loader=be_loader,
-        report=lambda text: click.echo(text, err=True),
-        serving=serving,
-        inherited=_inherited_sockets(os.environ),
-        set_title=setproctitle,
-    )
-    sys.exit(Master(options).run())
+    sys.exit(run_master(source, lambda text: click.echo(text, err=True), serving))
 
 
-def _inherited_sockets(environment: Mapping[str, str]) -> tuple[int, ...]:
-    """Find the sockets that systemd opened for this process. Source: sd_listen_fds(3)."""
-    if environment.get("LISTEN_PID") != str(os.getpid()):
-        return ()
-    return tuple(range(3, 3 + int(environment.get("LISTEN_FDS", "0"))))
+def _demo_http_port() -> str:
+    return os.environ.get("DEMO_HTTP_PORT") or "4578"
 
 
 # --- check and routes
 
 
 @cli.command()
-@_with_source
+@with_source
 @click.option("--print", "show", is_flag=True, help="Print the effective configuration, passwords masked.")
 @click.option(
     "--db", "databases", is_flag=True, help="Connect to the databases and compare with their limits."
@@ -249,7 +111,7 @@ def check(source: Source, show: bool, databases: bool) -> None:
     if not show:
         if source.kind is SourceKind.ASTGUICLIENT:
             _print_mapping(Path(source.path))
-        click.echo(f"{source}: good, {len(application.table.routes)} routes")
+        click.echo(f"{source}: good, {len(application.config.routes)} routes")
 
 
 def _print_mapping(path: Path) -> None:
@@ -286,12 +148,17 @@ def _check_databases(application: Application) -> bool:
 
 
 @cli.group(invoke_without_command=True)
-@_with_source
+@with_source
+@click.option("--live", is_flag=True, help="Show instead what each has done in the running pool.")
+@click.option("--json", "as_json", is_flag=True, help="With --live: print JSON.")
 @click.pass_context
-def routes(context: click.Context, source: Source) -> None:
+def routes(context: click.Context, source: Source, live: bool, as_json: bool) -> None:
     """List the routes in the order in which they are tried."""
     context.obj = source
     if context.invoked_subcommand is not None:
+        return
+    if live:
+        look.show_route_figures(Path(source.load().config.runtime_dir), as_json)
         return
     rows = []
     for route in context.obj.assemble().table.routes:
@@ -487,9 +354,10 @@ def _full_url(url: str, server: str) -> str:
 
 
 @cli.command()
-@_with_source
+@with_source
 @click.option("--route", default="", metavar="GLOB", help="Only calls of these routes.")
 @click.option("--callerid", default="", metavar="GLOB", help="Only calls from these numbers.")
+@click.option("--uniqueid", default="", metavar="GLOB", help="Only calls with these unique ids.")
 @click.option("--one-in", default=1, metavar="N", type=click.IntRange(1), help="One call in N of those.")
 @click.option(
     "--calls", "most", default=100, show_default=True, type=click.IntRange(1), help="Stop after so many."
@@ -497,14 +365,21 @@ def _full_url(url: str, server: str) -> str:
 @click.option("--for", "period", default="10m", show_default=True, metavar="TIME", help="Stop after so long.")
 @click.option("-o", "--output", default="-", metavar="FILE", help="Where to; standard output if missing.")
 def record(
-    source: Source, route: str, callerid: str, one_in: int, most: int, period: str, output: str
+    source: Source,
+    route: str,
+    callerid: str,
+    uniqueid: str,
+    one_in: int,
+    most: int,
+    period: str,
+    output: str,
 ) -> None:
     """Record the dialogues of calls in a running pool, one JSON object a line.
 
     Ends after --calls calls, after --for, or at Ctrl-C. What callers dial on a route with mask_digits is
     not recorded. Exit code 3 if the pool is not running.
     """
-    from fastagi_pool.recording import FOLDER, Order
+    from fastagi_pool.recording import FOLDER, Order, become_owner_of
     from fastagi_pool.values import parse_duration
 
     try:
@@ -521,21 +396,13 @@ def record(
         sys.exit(EXIT_NOT_RUNNING)
     try:
         with click.open_file(output, "w") as file:
-            _become_owner_of(runtime_dir)
-            _record(runtime_dir / FOLDER, Order(time() + period_s, route, callerid, one_in), most, file)
+            become_owner_of(runtime_dir)
+            order = Order(time() + period_s, route, callerid, one_in, uniqueid=uniqueid)
+            _record(runtime_dir / FOLDER, order, most, file)
     except BrokenPipeError:
         raise
     except OSError as error:
         raise OperatorError(f"cannot record: {error}") from None
-
-
-def _become_owner_of(runtime_dir: Path) -> None:
-    """Go on as the pool's user if we are root: nothing that he can put there leads root astray."""
-    owner = runtime_dir.stat()
-    if os.geteuid() == 0 and owner.st_uid != 0:
-        os.setgroups([])
-        os.setgid(owner.st_gid)
-        os.setuid(owner.st_uid)
 
 
 def _record(folder: Path, order: Order, most: int, file: IO[str]) -> None:
@@ -558,7 +425,7 @@ def _record(folder: Path, order: Order, most: int, file: IO[str]) -> None:
 
 
 @cli.command()
-@_with_source
+@with_source
 @click.argument("file", type=click.Path())
 @click.option("--call", "ref", default="", metavar="REF", help="Only the call with this reference.")
 def replay(source: Source, file: str, ref: str) -> None:
@@ -607,37 +474,6 @@ def _differences(stage: Stage, application: Application, transcript: Transcript)
         return stage.replay(application, transcript)[1]
     except TimeoutError as error:
         return [str(error)]
-
-
-# --- status
-
-
-@cli.command()
-@_with_source
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def status(source: Source, as_json: bool) -> None:
-    """Show the workers of the pool of this configuration. Exit code 3 if it is not running."""
-    runtime_dir = source.load().config.runtime_dir
-    try:
-        pool = read_status(Path(runtime_dir), monotonic())
-    except (OSError, ValueError) as error:
-        click.echo(f"not running: no scoreboard in {runtime_dir} ({error})", err=True)
-        sys.exit(EXIT_NOT_RUNNING)
-    if as_json:
-        click.echo(json.dumps(pool.as_json(monotonic()), indent=2))
-    else:
-        _print_status(pool)
-    sys.exit(0 if pool.running else EXIT_NOT_RUNNING)
-
-
-def _print_status(pool: PoolStatus) -> None:
-    state = "running" if pool.running else "NOT RUNNING (what follows is its last word)"
-    click.echo(f"master {pool.master_pid}: {state}, generation {pool.generation}, up {pool.uptime_s:.0f} s")
-    rows = []
-    for facts in pool.workers:
-        who = (facts.slot, facts.generation, facts.pid, facts.state.name.lower())
-        rows.append((*who, facts.active, facts.served, facts.failed, facts.rss_bytes >> 20))
-    _print_table(("worker", "gen", "pid", "state", "calls now", "served", "failed", "MB"), rows)
 
 
 def _print_table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> None:

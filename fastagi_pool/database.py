@@ -76,6 +76,9 @@ _LEAVING: Final = frozenset(
     {ER.SERVER_SHUTDOWN, ER.UNKNOWN_COM_ERROR, ER.OPTION_PREVENTS_STATEMENT, _ER_READ_ONLY_MODE}
 )
 
+#: What a lease waits for besides statements, in the words of an onlooker.
+_COMMIT: Final = "COMMIT"
+
 Clock = Callable[[], float]
 
 #: SQL with ``%s`` for each parameter (a list or tuple becomes ``(..., ...)``), and the parameters.
@@ -104,6 +107,44 @@ class TryAgain(Exception):
     def __init__(self, reason: str, in_doubt: bool) -> None:
         self.in_doubt = in_doubt
         super().__init__(reason)
+
+
+class Onlooker(Protocol):
+    """Whoever wants to know when a call waits for a database. It must neither wait nor raise."""
+
+    def queries(self, statement: str, now_s: float) -> None:
+        """Hear that a statement was sent, with placeholders in the place of its parameters."""
+
+    def waits(self, what: str, now_s: float) -> None:
+        """Hear that the call waits for something else: a connection, a commit."""
+
+    def answered(self, took_s: float, now_s: float) -> None:
+        """Hear that it waits no longer, and how long it did."""
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseFacts:
+    """How a database fares in this process.
+
+    Attributes:
+        connected: Connections that are open.
+        in_use: Of these, and of those that are being made, how many a call holds.
+        waiting: Calls that wait for one.
+        statements: Statements that were sent so far; those of one packet count as one.
+        seconds: Seconds that were spent waiting for answers so far; rows that are streamed are not counted.
+        failures: Statements that failed and attempts to connect that did, so far.
+        down_reason: Why no server can be reached; empty as long as one can.
+        server: Which server was connected to last; empty if none was.
+    """
+
+    connected: int
+    in_use: int
+    waiting: int
+    statements: int
+    seconds: float
+    failures: int
+    down_reason: str
+    server: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,10 +567,11 @@ class LeasedConnection(Connection):
     def round_trip(self, statements: Sequence[Statement]) -> list[Answer]:
         """Send statements in one packet and as one transaction; see :meth:`Lease.round_trip`."""
         driver = cast(_PyMySQLConnection, self.connection.driver_connection)
-        self.statement_started()
+        self.statement_started(statements[0][0])
         try:
             return _converse(driver, statements)
         except BaseException as error:
+            self._lease.note_failure()
             self._part_with(driver, error)
             raise
         finally:
@@ -560,16 +602,20 @@ class LeasedConnection(Connection):
             return False
         return True
 
-    def statement_started(self) -> None:
+    def statement_started(self, statement: str) -> None:
         """Start the clock of a statement."""
-        self._statement_since_s = self._lease.clock()
-        self._lease.statements += 1
+        self._statement_since_s = self._lease.begin_statement(statement)
 
     def statement_ended(self) -> None:
         """Stop the clock of a statement; nothing if none is running."""
         if self._statement_since_s is not None:
-            self._lease.database_s += self._lease.clock() - self._statement_since_s
+            self._lease.count_since(self._statement_since_s)
             self._statement_since_s = None
+
+    def statement_failed(self) -> None:
+        """Stop the clock of a statement that failed."""
+        self._lease.note_failure()
+        self.statement_ended()
 
 
 def _converse(driver: _PyMySQLConnection, statements: Sequence[Statement]) -> list[Answer]:
@@ -595,12 +641,13 @@ class Lease:
         clock: What measures the seconds.
     """
 
-    __slots__ = ("_database", "_held", "_released", "clock", "database_s", "statements")
+    __slots__ = ("_database", "_held", "_onlooker", "_released", "clock", "database_s", "statements")
 
-    def __init__(self, database: Database, clock: Clock) -> None:
+    def __init__(self, database: Database, clock: Clock, onlooker: Onlooker | None = None) -> None:
         self.database_s = 0.0
         self.statements = 0
         self._database = database
+        self._onlooker = onlooker
         self.clock = clock
         self._held: set[LeasedConnection] = set()
         self._released = False
@@ -612,7 +659,7 @@ class Lease:
             DatabaseUnavailable: It cannot be reached, or all its connections stayed in use.
             sqlalchemy.exc.ResourceClosedError: The lease was released; the call is over.
         """
-        with self._timed():
+        with self._timed(self._database.connecting):
             connection = self._database.take(self)
         self._held.add(connection)
         if self._released:
@@ -641,7 +688,7 @@ class Lease:
                     pass
                 raise
             if transaction.is_active:
-                with self._timed():
+                with self._timed(_COMMIT):
                     transaction.commit()
 
     def round_trip(self, statements: Sequence[Statement]) -> list[Answer]:
@@ -687,13 +734,37 @@ class Lease:
             self._held.remove(connection)
             self._database.give_back()
 
+    def begin_statement(self, statement: str) -> float:
+        """Count a statement in, and return the time."""
+        now_s = self.clock()
+        self.statements += 1
+        self._database.statements += 1
+        if self._onlooker is not None:
+            self._onlooker.queries(statement, now_s)
+        return now_s
+
+    def note_failure(self) -> None:
+        """Count a statement that failed."""
+        self._database.failures += 1
+
+    def count_since(self, started_s: float) -> None:
+        """Count what was spent waiting since a time."""
+        now_s = self.clock()
+        took_s = now_s - started_s
+        self.database_s += took_s
+        self._database.seconds += took_s
+        if self._onlooker is not None:
+            self._onlooker.answered(took_s, now_s)
+
     @contextmanager
-    def _timed(self) -> Iterator[None]:
+    def _timed(self, what: str) -> Iterator[None]:
         started_s = self.clock()
+        if self._onlooker is not None:
+            self._onlooker.waits(what, started_s)
         try:
             yield
         finally:
-            self.database_s += self.clock() - started_s
+            self.count_since(started_s)
 
 
 class Database:
@@ -707,6 +778,10 @@ class Database:
 
     Attributes:
         settings: As given.
+        connecting: What calls wait for that wait for a connection, in words.
+        statements: As in :class:`DatabaseFacts`; so are the next two.
+        seconds: The same.
+        failures: The same.
 
     Raises:
         OperatorError: A URL cannot be read, its driver is not installed, or the drivers differ.
@@ -714,6 +789,11 @@ class Database:
 
     def __init__(self, settings: DatabaseSettings, clock: Clock = time.monotonic) -> None:
         self.settings = settings
+        self.connecting = f"a connection to database {settings.name}"
+        self.statements = self.failures = 0
+        self.seconds = 0.0
+        self._connected = 0
+        self._server_in_use = ""
         self._clock = clock
         urls = _read_urls(settings)
         self._secrets = {str(url.password) for url in urls if url.password}
@@ -764,9 +844,26 @@ class Database:
         finally:
             lease.release()
 
-    def lease(self) -> Lease:
-        """Begin what one call holds. It takes nothing until it is used."""
-        return Lease(self, self._clock)
+    def lease(self, onlooker: Onlooker | None = None) -> Lease:
+        """Begin what one call holds. It takes nothing until it is used.
+
+        Args:
+            onlooker: Told when the call waits; None for nobody.
+        """
+        return Lease(self, self._clock, onlooker)
+
+    def facts(self) -> DatabaseFacts:
+        """Say how it fares. Asks nobody and costs next to nothing."""
+        return DatabaseFacts(
+            connected=self._connected,
+            in_use=self._driver.slots - self._slots.counter,
+            waiting=self._waiting,
+            statements=self.statements,
+            seconds=self.seconds,
+            failures=self.failures,
+            down_reason=self._down_reason(),
+            server=self._server_in_use,
+        )
 
     def close(self) -> None:
         """Close the connections that lie in the pool. Leases have to be released before."""
@@ -832,6 +929,10 @@ class Database:
     def _unavailable(self, reason: str) -> DatabaseUnavailable:
         return DatabaseUnavailable(self.name, reason)
 
+    def _down_reason(self) -> str:
+        up = any(server.circuit.state is CircuitState.UP for server in self._servers)
+        return "" if up else self._why_away()
+
     def _why_away(self) -> str:
         return "; ".join(f"{server.label}: {server.circuit.reason}" for server in self._servers)
 
@@ -853,6 +954,8 @@ class Database:
 
     def _listen_to_events(self) -> None:
         event.listen(self._engine, "do_connect", self._on_connect)
+        event.listen(self._engine, "connect", self._on_connected)
+        event.listen(self._engine, "close", self._on_closed)
         event.listen(self._engine, "checkin", self._on_checkin)
         event.listen(self._engine, "checkout", self._on_checkout)
         event.listen(self._engine, "reset", self._on_reset)
@@ -878,12 +981,20 @@ class Database:
         except (dialect.loaded_dbapi.Error, RuntimeError) as error:
             # RuntimeError: a log-in method needs a package that is not installed.
             server.circuit.failed(self.reason(error), self._clock())
+            self.failures += 1
             return None
         except BaseException:
             server.circuit.abandoned()
             raise
         server.circuit.succeeded()
+        self._server_in_use = server.label
         return connection
+
+    def _on_connected(self, *_: object) -> None:
+        self._connected += 1
+
+    def _on_closed(self, *_: object) -> None:
+        self._connected -= 1
 
     def _on_checkin(self, _connection: object, record: ConnectionPoolEntry) -> None:
         record.info[_IDLE_SINCE] = self._clock()
@@ -904,7 +1015,7 @@ class Database:
     def _on_error(self, context: ExceptionContext) -> None:
         """Decide whether a failed statement leaves the connection in doubt."""
         if isinstance(context.connection, LeasedConnection):
-            context.connection.statement_ended()
+            context.connection.statement_failed()
         error = context.original_exception
         if isinstance(error, DatabaseUnavailable):
             # A connection that was lost before is replaced within execute(), which wraps what it catches.
@@ -919,9 +1030,9 @@ class Database:
             context.invalidate_pool_on_disconnect = False
 
 
-def _on_statement(connection: Connection, *_: object) -> None:
+def _on_statement(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
     if isinstance(connection, LeasedConnection):
-        connection.statement_started()
+        connection.statement_started(statement)
 
 
 def _on_answer(connection: Connection, *_: object) -> None:

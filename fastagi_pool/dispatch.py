@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from fastagi_pool.call import Call, Dialogue
+from greenlet import greenlet
+
+from fastagi_pool.call import Call, Dialogue, carry_by
+from fastagi_pool.callboard import CallState
 from fastagi_pool.context import Context
 from fastagi_pool.endings import GO_ON, OnError, last_words
 from fastagi_pool.errors import (
@@ -40,8 +43,10 @@ from fastagi_pool.errors import (
 from fastagi_pool.logs import CallRecord, RecordWriter, current_call, end_printing, value
 from fastagi_pool.protocol import Request, max_command_bytes
 from fastagi_pool.recording import OpenRecording, Recorder
-from fastagi_pool.routes import Match, RouteTable, script_fault
-from fastagi_pool.session import Session, SessionLimits
+from fastagi_pool.routes import Match, Route, RouteTable, script_fault
+from fastagi_pool.session import Said, Session, SessionLimits
+from fastagi_pool.slowlog import SlowCall, TimedCommand
+from fastagi_pool.stacks import write_stack
 
 if TYPE_CHECKING:
     from fastagi_pool.database import Database
@@ -86,6 +91,7 @@ class _Progress:
     """What is known of a call so far.
 
     Attributes:
+        masked: Whether what the caller dials must not be told.
         told: The line by which the dialplan shall learn of the failure, and nothing besides; empty for the
             usual last words.
     """
@@ -102,6 +108,7 @@ class _Progress:
     recording: OpenRecording | None = None
     channel_dead: bool = False
     told: bytes = b""
+    masked: bool = False
 
     @property
     def channel_lives(self) -> bool:
@@ -135,10 +142,11 @@ class Dispatcher:
         databases: Mapping[str, Database],
         state: dict[str, Any],
         log: logging.Logger,
-        access: RecordWriter | None,
+        records: Sequence[RecordWriter],
         ref_prefix: str,
         on_error: OnError = GO_ON,
         recorder: Recorder | None = None,
+        on_slow: Callable[[SlowCall], object] | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -148,25 +156,26 @@ class Dispatcher:
             databases: The worker's databases by name.
             state: What ``setup`` left for the calls.
             log: Where errors go.
-            access: Where records of calls go, as a rule an access log; None for nowhere.
+            records: Where records of calls go: access logs, counters.
             ref_prefix: Makes this worker's call references unlike any other's.
             on_error: What the dialplan does after a failure of a call that found no route.
             recorder: Records calls that somebody wants; None for none.
+            on_slow: Told of each call that is slow by its route's measure, once; must neither wait nor raise.
         """
         self._table = table
         self._handlers = handlers
         self._databases = databases
         self._state = state
         self._log = log
-        self._access = access
+        self._records = records
         self._ref_prefix = ref_prefix
         self._on_error = on_error
         self._recorder = recorder
+        self._on_slow = on_slow
         self._serial = 0
-        self._limits = {
-            route.name: SessionLimits(idle_s=route.idle_timeout_s, script_s=route.script_timeout_s)
-            for route in table.routes
-        }
+        self._under_way: dict[Session, _Progress] = {}
+        self._routes = {route.name: route for route in table.routes}
+        self._limits = {route.name: _session_limits(route) for route in table.routes}
 
     def serve(self, session: Session) -> bool | None:
         """Carry one session to its end.
@@ -175,15 +184,19 @@ class Dispatcher:
             Whether it failed; None if it was no call, but a probe that closed without a word.
         """
         progress = _Progress(session, self._next_ref(), on_error=self._on_error)
+        self._under_way[session] = progress
         try:
-            progress.request = session.receive_request()
-            if progress.request is None:
-                session.close()
-                return None
-            self._run(progress, progress.request)
-        except BaseException as raised:
-            self._explain(raised, progress)
-        self._end(progress)
+            try:
+                progress.request = session.receive_request()
+                if progress.request is None:
+                    session.close()
+                    return None
+                self._run(progress, progress.request)
+            except BaseException as raised:
+                self._explain(raised, progress)
+            self._end(progress)
+        finally:
+            del self._under_way[session]
         return progress.outcome not in _SILENT
 
     def refuse(self, session: Session, outcome: str, reason: str) -> bool:
@@ -199,20 +212,90 @@ class Dispatcher:
         self._end(progress)
         return True
 
+    def report_slow(self, session: Session) -> None:
+        """Tell of a call that has become slow, with what its handler is doing; in the hub.
+
+        Args:
+            session: Whose ``slow_at_s`` has passed.
+        """
+        session.find_slow()
+        if self._on_slow is not None:
+            frame = session.greenlet.gr_frame if session.greenlet is not None else None
+            self._on_slow(replace(self.describe(session), stack=write_stack(frame)))
+
+    def calls(self) -> dict[greenlet, Session]:
+        """Return the calls in progress by the greenlets that serve them. Any thread may ask."""
+        under_way = list(self._under_way)
+        return {session.greenlet: session for session in under_way if session.greenlet is not None}
+
+    def describe(self, session: Session) -> SlowCall:
+        """Say what is known of a call in progress, and what it does. Any thread may ask.
+
+        Raises:
+            KeyError: It has ended.
+        """
+        progress, now_s = self._under_way[session], monotonic()
+        environment = progress.request.environment if progress.request else {}
+        clocks = session.clocks(now_s)
+        return SlowCall(
+            ref=progress.ref,
+            route=progress.route,
+            script=progress.request.script if progress.request else "",
+            peer=session.peer,
+            uniqueid=environment.get("agi_uniqueid", ""),
+            callerid=environment.get("agi_callerid", ""),
+            state=session.state.words,
+            state_s=max(0.0, now_s - session.since_s),
+            queued_s=clocks.queued_s,
+            asterisk_s=clocks.asterisk_s,
+            script_s=clocks.script_s + clocks.database_s,
+            database_s=clocks.database_s,
+            commands=[_timed(said, session) for said in session.said()],
+            sent=session.commands,
+            statement=session.statement,
+            masked=progress.masked,
+        )
+
     def _next_ref(self) -> str:
         self._serial += 1
         return f"{self._ref_prefix}{self._serial:x}"
 
+    def join_recordings(self) -> None:
+        """Let the recorder follow calls in progress; in the hub, when it has seen an order that wants it."""
+        if self._recorder is None:
+            return
+        for session, progress in self._under_way.items():
+            if progress.call is None or progress.request is None:
+                continue
+            known = progress.recording
+            route = self._routes[progress.route]
+            joined = self._recorder.join(route, progress.request, progress.ref, session, known)
+            progress.recording = joined
+            if joined is not None and known is None:
+                carry_by(progress.call, joined.dialogue)
+
     def _end(self, progress: _Progress) -> None:
         """Close the session as the outcome demands, and write the call's line."""
-        session = progress.session
+        session, now_s = progress.session, monotonic()
+        if session.exceeds:
+            # Between two looks of the worker, or while the handler let nobody look.
+            session.find_slow()
+            if self._on_slow is not None:
+                self._on_slow(replace(self.describe(session), state=CallState.ENDING.words))
+        session.row.ending(now_s)
         if progress.outcome in _SILENT:
             session.close()
         else:
             session.fail(progress.last_words)
-        if self._recorder is not None and progress.recording is not None:
-            self._recorder.end(progress.recording, progress.outcome)
-        self._write_record(progress)
+        recording = progress.recording if self._recorder is not None else None
+        if not self._records and recording is None:
+            return
+        record = self._record(progress)
+        if self._recorder is not None and recording is not None:
+            self._recorder.end(recording, progress.outcome, record)
+        wall_s = time.time()
+        for records in self._records:
+            records.write(record, wall_s)
 
     def _find(self, request: Request) -> Match:
         match = self._table.match(request)
@@ -225,24 +308,34 @@ class Dispatcher:
         return match
 
     def _run(self, progress: _Progress, request: Request) -> None:
+        session, environment = progress.session, request.environment
+        session.row.known(
+            progress.ref,
+            request.script,
+            environment.get("agi_uniqueid", ""),
+            environment.get("agi_channel", ""),
+            environment.get("agi_callerid", ""),
+            monotonic(),
+        )
         match = self._find(request)
         route = match.route
-        progress.route = route.name
+        progress.route, progress.masked = route.name, route.mask_digits
         progress.on_error = route.on_error
         for name in route.databases:
             if not self._databases[name].available:
                 raise DatabaseUnavailable(name, "it did not answer a moment ago, and the route needs it")
         current_call.set(progress.ref)
-        progress.session.begin(self._limits[route.name], route.raise_hangup)
+        session.begin(self._limits[route.name], route.raise_hangup)
+        session.row.routed(route.name, monotonic())
         progress.call = call = self._make_call(progress, request, match)
         log = _CallLogger(self._log, {"ref": progress.ref})
-        context = Context(self._databases, log, self._state, route.options)
+        context = Context(self._databases, log, self._state, route.options, session)
         try:
             try:
                 self._handlers[route.name](call, context)
             finally:
                 # Raises what ended the call, even if the handler has swallowed it.
-                progress.session.settle()
+                session.settle()
         finally:
             self._tidy_up(progress, call, context)
 
@@ -289,12 +382,10 @@ class Dispatcher:
         elif outcome in _WARNED:
             self._log.warning("call=%s route=%s ended: %s", *what)
 
-    def _write_record(self, progress: _Progress) -> None:
-        if self._access is None:
-            return
+    def _record(self, progress: _Progress) -> CallRecord:
         session, request = progress.session, progress.request
         environment = request.environment if request else {}
-        record = CallRecord(
+        return CallRecord(
             ref=progress.ref,
             route=progress.route,
             script=request.script if request else "",
@@ -311,8 +402,23 @@ class Dispatcher:
             error=progress.error,
             refused=progress.call.refused if progress.call else 0,
             held_s=None if session.finished_s is None else session.finished_s - session.accepted_s,
+            queued_s=session.queued_s,
         )
-        self._access.write(record, time.time())
+
+
+def _timed(said: Said, session: Session) -> TimedCommand:
+    line = said.line.decode("utf-8", "backslashreplace").rstrip("\n")
+    return TimedCommand(said.began_s - session.accepted_s, line, said.took_s)
+
+
+def _session_limits(route: Route) -> SessionLimits:
+    return SessionLimits(
+        idle_s=route.idle_timeout_s,
+        script_s=route.script_timeout_s,
+        slow_s=route.slow_after_s,
+        drain_s=route.drain_timeout_s,
+        masked=route.mask_digits,
+    )
 
 
 def _text(raised: BaseException) -> str:

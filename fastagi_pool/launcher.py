@@ -256,23 +256,19 @@ def _claim_standard_streams() -> None:
     os.close(descriptor)
 
 
-def main(argv: list[str]) -> int:
+def main() -> int:
     """Be the launcher; return the exit code.
 
-    Args:
-        argv: Where to log (a path, or ``-``), the level, and the generation.
+    The arguments say where to log (a path, ``syslog``, or ``-``), the level, the generation, and the log's
+    format and facility.
     """
-    target, level, generation = argv
+    target, level, generation, line_format, facility = sys.argv[1:]
     _claim_standard_streams()
     # What it has inherited, listening sockets among it, is none of its business.
     os.closerange(DOOR_FD + 1, os.sysconf("SC_OPEN_MAX"))
     os.set_inheritable(DOOR_FD, False)
     become_subreaper()
-    log_file = LogFile(target)
-    log = configure(log_file, level, f"launcher gen={generation} pid={os.getpid()}")
+    log_file = LogFile(target, facility)
+    log = configure(log_file, level, f"launcher gen={generation} pid={os.getpid()}", line_format)
     setproctitle(f"fastagi-pool: launcher (gen {generation})")
     return Launcher(socket.socket(fileno=DOOR_FD), log_file, log).run()
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from fastagi_pool import channel
+from fastagi_pool.respawn import interpreter_words
 
 #: The descriptor on which a launcher finds its end of the door.
 DOOR_FD: Final = 3
@@ -195,13 +196,22 @@ class Door:
         self._near, self._far = DoorChannel.pair()
         self._near.never_wait()
 
-    def start(self, log_file: str, log_level: str, generation: int) -> int:
+    def start(
+        self,
+        log_file: str,
+        log_level: str,
+        generation: int,
+        log_format: str = "text",
+        log_facility: str = "daemon",
+    ) -> int:
         """Start a launcher: the first one, or one in the place of one that died.
 
         Args:
-            log_file: Where it logs: a path, or ``-`` for standard error.
+            log_file: Where it logs: a path, ``syslog``, or ``-`` for standard error.
             log_level: As in the configuration.
             generation: Which load it belongs to; for its title and the log.
+            log_format: ``text`` or ``json``.
+            log_facility: Of what goes to syslog.
 
         Returns:
             Its process id.
@@ -209,10 +219,10 @@ class Door:
         Raises:
             OSError: The machine has no process for it.
         """
-        program = "fastagi_pool.launcher"
+        said = (log_file, log_level, str(generation), log_format, log_facility)
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, "-P", "-m", program, log_file, log_level, str(generation)],
+            [*interpreter_words("fastagi_pool.launcher"), *said],
             os.environ,
             file_actions=[(os.POSIX_SPAWN_DUP2, self._far.fileno(), DOOR_FD)],
             setsigdef=set(signal.Signals) - {signal.SIGKILL, signal.SIGSTOP},

@@ -14,6 +14,7 @@ import resource
 import signal
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from time import monotonic
 from typing import Final
 
@@ -27,8 +28,18 @@ from fastagi_pool.errors import BootError, OperatorError
 from fastagi_pool.listeners import Address
 from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder, reopen_all
 from fastagi_pool.messages import Begin, Channel, Loaded, Refused
+from fastagi_pool.privileges import (
+    Identity,
+    become,
+    die_with_parent,
+    find,
+    own_file,
+    own_folder,
+    settle,
+)
 from fastagi_pool.rehearsal import rehearse
 from fastagi_pool.scoreboard import Scoreboard
+from fastagi_pool.serviceconfig import RotationPeriod
 from fastagi_pool.values import ListenAddress
 from fastagi_pool.worker import WORKER_SIGNALS, Birth, Surroundings, live
 from fastagi_pool.zygote import Zygote
@@ -50,24 +61,25 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
     """
     setproctitle("fastagi-pool: loader (loading)")
     try:
-        application = assemble(load())
-        claim_descriptors(application.descriptors)
+        application = _assemble(load)
         surroundings = _surroundings(application.config, bell_fd, lifeline_fd)
     except OperatorError as error:
         channel.send(Refused(str(error)[:_REPORT_CHARACTERS], isinstance(error, BootError)))
         return 0
-    configure(surroundings.log, application.config.log.level, f"loader pid={os.getpid()}")
+    log = application.config.log
+    configure(surroundings.log, log.level, f"loader pid={os.getpid()}", log.format)
     channel.send(describe(application))
     launcher = LauncherKeeper(application, surroundings.log.target)
 
-    def prepare(begin: Begin, descriptors: list[int]) -> Callable[[int], int]:
+    def prepare(begin: Begin, descriptors: list[int]) -> Callable[[int, bool], int]:
         # Mapped here once: every worker inherits it.
         scoreboard = Scoreboard.share(descriptors[0])
         listeners = tuple(descriptors[1:])
         launcher.begin(begin.generation)
 
-        def be_worker(slot: int) -> int:
-            return live(application, surroundings, Birth(slot, begin.generation, scoreboard, listeners))
+        def be_worker(slot: int, prove: bool) -> int:
+            birth = Birth(slot, begin.generation, scoreboard, listeners, prove)
+            return live(application, surroundings, birth)
 
         return be_worker
 
@@ -75,11 +87,65 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
     rehearse()
 
     def reopen_logs() -> None:
-        reopen_all((surroundings.log, surroundings.access))
+        reopen_all((surroundings.log, surroundings.access, surroundings.slow))
         launcher.reopen_logs()
 
     poll = get_original("select", "poll")
     return Zygote(channel, prepare, WORKER_SIGNALS, reopen_logs, setproctitle, poll, launcher).run()
+
+
+def _assemble(load: Callable[[], LoadedConfig]) -> Application:
+    """Load the configuration, become whom it names, and load the code: nothing of that runs as root.
+
+    Raises:
+        OperatorError: Something of it cannot be.
+    """
+    loaded = load()
+    config = loaded.config
+    identity = _identity(config)
+    settle(config.umask, config.chdir)
+    if identity is not None:
+        if os.geteuid() == 0:
+            _own_logs(config, identity)
+        become(identity)
+        die_with_parent()
+        if not os.access(os.__file__, os.R_OK):
+            library = Path(os.__file__).parent
+            raise BootError(f"user {identity.name!r} cannot read the library of this Python, {library}")
+        try:
+            # A reload reads it as this user.
+            loaded = load()
+        except OperatorError as error:
+            raise BootError(f"user {identity.name!r} cannot read the configuration:\n{error}") from error
+    application = assemble(loaded)
+    claim_descriptors(application.descriptors)
+    return application
+
+
+def _identity(config: Config) -> Identity | None:
+    return find(config.user, config.group) if config.user else None
+
+
+def _own_logs(config: Config, identity: Identity) -> None:
+    """Let the user whom we become write the logs, wherever only root may make them.
+
+    Raises:
+        BootError: Somebody else's file or folder is in the way.
+    """
+    for target in _log_paths(config):
+        folder = Path(target).parent
+        try:
+            if not folder.exists():
+                own_folder(folder, identity)
+            own_file(Path(target), identity)
+        except OSError as error:
+            raise BootError(f"cannot write the log {target}: {error.strerror}") from error
+
+
+def _log_paths(config: Config) -> list[str]:
+    """The log files, each once."""
+    targets = (config.log.file, config.log.access, config.slow.file)
+    return [target for target in dict.fromkeys(targets) if target.startswith("/")]
 
 
 class LauncherKeeper:
@@ -133,6 +199,9 @@ class LauncherKeeper:
 def describe(application: Application) -> Loaded:
     """Say what the master needs of an application."""
     config = application.config
+    identity = _identity(config)
+    http = config.http.address
+    drains = (config.drain_timeout, *(route.drain_timeout_s for route in application.table.routes))
     return Loaded(
         limits={
             "workers": config.worker_count(len(os.sched_getaffinity(0))),
@@ -143,7 +212,8 @@ def describe(application: Application) -> Loaded:
             "max_unavailable": config.max_unavailable,
             "max_draining": config.max_draining,
             "graceful_timeout_s": config.graceful_timeout,
-            "drain_timeout_s": config.drain_timeout,
+            # The longest of all: a worker itself ends the calls of routes that get less.
+            "drain_timeout_s": max(drains),
             "boot_timeout_s": config.boot_timeout,
             "boot_retries": config.boot_retries,
             "watchdog_s": config.watchdog,
@@ -153,8 +223,26 @@ def describe(application: Application) -> Loaded:
         backlog=config.backlog,
         runtime_dir=str(config.runtime_dir),
         pid_file=str(config.pid_file),
-        log_file=config.log.file,
-        log_level=config.log.level,
+        log={
+            "file": config.log.file,
+            "level": config.log.level.value,
+            "format": config.log.format.value,
+            "facility": config.log.facility,
+        },
+        rotated=_log_paths(config),
+        rotation={
+            "daily": config.log.rotate.every is RotationPeriod.DAY,
+            "size_bytes": config.log.rotate.size,
+            "keep": config.log.rotate.keep,
+        },
+        observer={
+            "host": http.host if http else "",
+            "port": http.port if http else 0,
+            "allow": [str(network) for network in config.http.allow],
+        },
+        identity=asdict(identity) if identity else {},
+        umask=config.umask,
+        chdir=config.chdir,
     )
 
 
@@ -181,14 +269,21 @@ def claim_descriptors(needed: int) -> None:
 
 def _surroundings(config: Config, bell_fd: int, lifeline_fd: int) -> Surroundings:
     try:
-        ensure_folder(config.log.file)
-        log = LogFile(config.log.file)
-        access = None
-        if config.log.access == "-":
-            access = log
-        elif config.log.access != "off":
-            ensure_folder(config.log.access)
-            access = LogFile(config.log.access)
+        files = {target: _log_file(target, config) for target in _targets(config)}
     except OSError as error:
         raise BootError(f"cannot write the log {error.filename}: {error.strerror}") from error
-    return Surroundings(log, access, bell_fd, lifeline_fd)
+    main = files[config.log.file]
+    access = main if config.log.access == "-" else files.get(config.log.access)
+    slow = main if config.slow.file == "-" else files.get(config.slow.file)
+    return Surroundings(main, access, slow, bell_fd, lifeline_fd)
+
+
+def _targets(config: Config) -> list[str]:
+    """Where lines go besides the log itself, each once."""
+    own = (config.log.access, config.slow.file)
+    return [config.log.file, *(target for target in own if target not in ("-", "off", config.log.file))]
+
+
+def _log_file(target: str, config: Config) -> LogFile:
+    ensure_folder(target)
+    return LogFile(target, config.log.facility)

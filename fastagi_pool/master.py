@@ -9,29 +9,35 @@ Laws:
 
 How it works: the master forks a loader, which loads configuration and code and says what it found;
 then the master binds, and asks the loader for workers. A reload is a new loader; when its first
-worker serves, the old loader is dismissed, and its workers become the master's own children.
+worker serves, the old loader is dismissed, and its workers become the master's own children. An upgrade is
+a reload by another program: see ``takeover``.
 """
 
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import logging
 import os
 import random
+import resource
+import shutil
 import signal
-import socket
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from select import POLLIN, poll
-from time import monotonic, sleep
+from time import monotonic, sleep, time
 from typing import Final
 
+from fastagi_pool.bulletin import Bulletin
+from fastagi_pool.callboard import read_calls
+from fastagi_pool.doors import Doors
 from fastagi_pool.errors import BootError
-from fastagi_pool.listeners import Address, bind, describe, discard, refuse_newcomers
-from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder, reopen_all
+from fastagi_pool.keeping import ObserverKeeper, ObserverMain, ObserverOrder
+from fastagi_pool.lifecycle import drop_pid_file, hold_pid_file
+from fastagi_pool.logs import LOGGER_NAME, value
+from fastagi_pool.masterlog import MasterLog
 from fastagi_pool.messages import (
     DUMP_SIGNAL,
     Begin,
@@ -45,7 +51,9 @@ from fastagi_pool.messages import (
     Refused,
     ReopenLogs,
 )
+from fastagi_pool.notify import Notifier
 from fastagi_pool.pool import (
+    LAST_WORDS_S,
     Abandon,
     Action,
     Confirm,
@@ -63,17 +71,34 @@ from fastagi_pool.pool import (
     Stopping,
     Tell,
 )
-from fastagi_pool.scoreboard import Scoreboard
+from fastagi_pool.privileges import Identity, become, die_with_parent, own_folder, settle
+from fastagi_pool.rotation import RotationSettings
+from fastagi_pool.scoreboard import Scoreboard, Supervision
+from fastagi_pool.takeover import (
+    LoaderState,
+    MasterState,
+    Program,
+    TakeoverRefused,
+    Upgrade,
+    adopt_descriptors,
+    hear_signals,
+    take_over,
+)
+from fastagi_pool.version import VERSION
 
 #: A load that takes longer hangs in some module.
 LOAD_TIMEOUT_S: Final = 120.0
 #: A loader that was dismissed is gone by then, or killed.
 DISMISSED_S: Final = 2.0
-_SYSTEMD: Final = "systemd"
 #: The loop turns at least this often, for what only time brings about.
 TICK_S: Final = 0.25
-#: Source: PR_SET_PDEATHSIG and PR_SET_CHILD_SUBREAPER in linux/prctl.h.
-_PR_SET_PDEATHSIG: Final = 1
+#: More than any configuration can ask for, and what the kernel allows (fs.nr_open).
+MOST_DESCRIPTORS: Final = 1_048_576
+#: Of the calls that died with a worker, so many are named in the log.
+MOST_NAMED: Final = 100
+#: What an earlier run as root may have left in the runtime folder.
+_RUNTIME_FILES: Final = ("master.pid", "scoreboard", "calls", "tallies", "stacks", "recordings", "control")
+#: Source: PR_SET_CHILD_SUBREAPER in linux/prctl.h.
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _LOG_LEVELS: Final = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
 #: What the loader process runs: given its end of the channel, the bell and the lifeline.
@@ -128,66 +153,92 @@ class MasterOptions:
 
     Attributes:
         loader: The life of a loader process.
+        observer: The life of the observer process.
         report: Shows a text to whoever started the master, before logs are set up.
         serving: Called once, when the first worker serves, with the addresses.
         inherited: Descriptors of sockets that systemd opened.
         set_title: Sets the process title.
+        notifier: Tells the service manager.
+        program: How this program was started, for an upgrade.
     """
 
     loader: LoaderMain
+    observer: ObserverMain
     report: Callable[[str], None]
     serving: Callable[[list[str]], None]
     inherited: tuple[int, ...]
     set_title: Callable[[str], None]
+    notifier: Notifier
+    program: Program
 
 
 class Master:
     """The one process that everything else hangs on."""
 
-    def __init__(self, options: MasterOptions) -> None:
-        """Prepare; nothing is opened yet."""
+    def __init__(self, options: MasterOptions, state: MasterState | None = None) -> None:
+        """Prepare; nothing is opened yet.
+
+        Args:
+            options: What the command line gives.
+            state: What a former program of this process has left, to go on with; None for a new beginning.
+        """
         self._options = options
         self._log = logging.getLogger(LOGGER_NAME)
-        self._log_file: LogFile | None = None
+        self._own_log = MasterLog()
         self._pool: Pool | None = None
         self._board: Scoreboard | None = None
         self._runtime_dir = Path()
-        self._pid_files: list[int] = []
+        #: Of the generation in charge.
+        self._loaded: Loaded | None = None
+        #: Descriptors of locked files, by path.
+        self._pid_files: dict[str, int] = {}
         self._loaders: list[Loader] = []
-        #: All that is open, by the address as configured.
-        self._listeners: dict[str, list[socket.socket]] = {}
+        self._doors = Doors(options.inherited)
         #: Addresses of the generation in charge: never closed for want of a loader.
         self._kept: tuple[str, ...] = ()
         self._generations = 0
         self._reload_wanted = False
         self._greeted = False
         self._exit_code: ExitCode | None = None
+        self._upgrade = Upgrade(options.program)
+        self._bulletin = Bulletin(options.notifier, os.getpid())
         self._signals: dict[int, Callable[[], None]] = {
             signal.SIGTERM: self._stop_gracefully,
             signal.SIGQUIT: self._stop_gracefully,
             signal.SIGINT: self._stop_quickly,
             signal.SIGHUP: self._reload,
             signal.SIGUSR1: self._reopen_logs,
+            signal.SIGUSR2: self._want_upgrade,
             signal.SIGTTIN: lambda: self._resize(1),
             signal.SIGTTOU: lambda: self._resize(-1),
             signal.SIGCHLD: self._reap,
-            signal.SIGUSR2: lambda: None,
             signal.SIGWINCH: lambda: None,
         }
         self._wake, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        self._bell, self._ringer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-        #: Nobody ever writes into it: that the master is gone is what it says.
-        self._lifeline, self._lifeline_end = os.pipe2(os.O_CLOEXEC)
+        if state is None:
+            self._bell, self._ringer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+            #: Nobody ever writes into it: that the master is gone is what it says.
+            self._lifeline, self._lifeline_end = os.pipe2(os.O_CLOEXEC)
+        else:
+            self._bell, self._ringer = state.bell
+            self._lifeline, self._lifeline_end = state.lifeline
+        self._observer = ObserverKeeper(options.observer, self._forget_what_is_mine, self._lifeline)
+        self._inherited_state = state
 
     def run(self) -> ExitCode:
         """Be the master until told to end; return how it went."""
         self._options.set_title("fastagi-pool: master")
         # Workers whose loader ended become our children instead of init's.
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        _allow_descriptors()
         for number in self._signals:
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(self._waker, warn_on_full_buffer=False)
-        self._start_loader()
+        if self._inherited_state is None:
+            self._start_loader()
+        else:
+            self._go_on(self._inherited_state)
+            self._inherited_state = None
         try:
             while self._exit_code is None:
                 self._turn()
@@ -216,6 +267,7 @@ class Master:
                     self._signals.get(number, lambda: None)()
             self._decide()
             self._end_late_loaders(monotonic())
+            self._look_after_the_rest(monotonic())
         except Exception:
             # A bug here must not take down a service that runs.
             self._log.exception("the master stumbled")
@@ -235,9 +287,9 @@ class Master:
             # Loaders hold copies of the sockets; but a fork that was asked for must be heard of first.
             if not any(handle.phase is Phase.SPAWNING for handle in self._pool.handles.values()):
                 self._dismiss(self._loaders)
-                for address in list(self._listeners):
-                    self._discard(address)
-        elif self._reload_wanted and not self._loading:
+                self._doors.close()
+        elif self._reload_wanted and not self._loading and not self._pool.is_proving:
+            # One after the other: who waits for a reload is told of this one and of no other.
             try:
                 self._start_loader()
             except OSError as error:
@@ -245,6 +297,7 @@ class Master:
                 self._pool.load_failed(monotonic())
             else:
                 self._reload_wanted = False
+                self._bulletin.reload_begins(monotonic())
 
     def _carry_out(self, pool: Pool, action: Action) -> None:
         if isinstance(action, Note):
@@ -258,6 +311,8 @@ class Master:
         elif isinstance(action, Abandon):
             self._dismiss(loader for loader in self._loaders if loader.generation > pool.generation)
             self._close_unused()
+            reason = f"generation {action.generation} does not start; the log says why"
+            self._bulletin.reload_ends(monotonic(), reason)
         elif isinstance(action, DropLoader):
             self._kill_loader(action.generation)
         elif isinstance(action, Load):
@@ -269,7 +324,11 @@ class Master:
         loader = self._loader(action.generation)
         if self._board is not None:
             self._board.clear(action.slot, action.call_limit)
-        if loader is None or loader.channel is None or not loader.channel.send(Fork(action.slot)):
+        if (
+            loader is None
+            or loader.channel is None
+            or not loader.channel.send(Fork(action.slot, action.prove))
+        ):
             pool.spawn_failed(action.slot, "there is no loader", monotonic())
 
     def _tell(self, action: Tell) -> None:
@@ -312,16 +371,15 @@ class Master:
     def _forget_what_is_mine(self) -> None:
         """In a new child: close what only the master may hold open, and do not outlive it."""
         # One that hangs in a handler's module would never notice that its channel is closed.
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        die_with_parent()
         signal.set_wakeup_fd(-1)
         for loader in self._loaders:
             if loader.channel is not None:
                 loader.channel.close()
-        for listener in self._all_listeners():
-            listener.close()
-        if self._log_file is not None and self._log_file.target != "-":
-            os.close(self._log_file.fileno())
-        for descriptor in (self._wake, self._waker, self._bell, self._lifeline_end, *self._pid_files):
+        self._doors.forget()
+        self._own_log.forget()
+        mine = (self._wake, self._waker, self._bell, self._lifeline_end, *self._pid_files.values())
+        for descriptor in mine:
             os.close(descriptor)
 
     def _hear(self, loader: Loader) -> None:
@@ -358,7 +416,12 @@ class Master:
         try:
             if self._pool is None:
                 self._boot(loaded)
-            loader.addresses = self._bind(loaded)
+            elif loaded.runtime_dir != str(self._runtime_dir):
+                # Its workers would tell how they fare where nobody looks.
+                raise BootError(f"runtime_dir stays {self._runtime_dir} while it runs; restart to change it")
+            loader.addresses = self._doors.open(loaded.listen, loaded.backlog, loaded.restricted)
+            if self._pool is None:
+                self._settle_down(loaded)
         except BootError as error:
             self._on_refused(loader, str(error), ExitCode.BOOT)
             return
@@ -368,19 +431,21 @@ class Master:
             self._log.info("gen=%d is loaded", loader.generation)
             self._pool.loaded(loader.generation, limits)
         board = [self._board.descriptor] if self._board is not None else []
-        sockets = [each.fileno() for address in loader.addresses for each in self._listeners[address]]
         if loader.channel is not None:
-            loader.channel.send(Begin(loader.generation), board + sockets)
+            loader.channel.send(Begin(loader.generation), board + self._doors.of(loader.addresses))
 
     def _on_refused(self, loader: Loader, report: str, code: ExitCode) -> None:
         self._dismiss([loader])
         self._close_unused()
         if self._pool is None:
             self._options.report(report)
+            for line in report.splitlines() if self._own_log.is_apart else ():
+                self._log.error("cannot start: %s", line)
             self._exit_code = code
             return
         for line in report.splitlines():
             self._log.error("reload refused, nothing changes: %s", line)
+        self._bulletin.reload_ends(monotonic(), report)
         self._pool.load_failed(monotonic())
 
     def _confirm(self, generation: int) -> None:
@@ -389,13 +454,17 @@ class Master:
         current = self._loader(generation)
         if current is not None and current.loaded is not None:
             self._kept = current.addresses
+            self._loaded = current.loaded
             try:
                 self._use_log(current.loaded)
             except BootError as error:
                 self._log.error("the log stays where it is: %s", error)
+            self._observer.want(_observer_order(current.loaded), monotonic())
         self._close_unused()
         if self._board is not None:
             self._board.set_generation(generation)
+        if self._greeted:
+            self._bulletin.reload_ends(monotonic())
 
     def _dismiss(self, loaders: Iterable[Loader]) -> None:
         for loader in list(loaders):
@@ -433,18 +502,19 @@ class Master:
     # --- what the machine must give
 
     def _boot(self, loaded: Loaded) -> None:
-        """Take what only the first load decides: the runtime folder, the logs, the pid file."""
+        """Take what only the first load decides: the runtime folder, the pid file."""
         self._runtime_dir = Path(loaded.runtime_dir)
         try:
+            if loaded.identity:
+                own_folder(self._runtime_dir, Identity(**loaded.identity), known=_RUNTIME_FILES)
             self._runtime_dir.mkdir(parents=True, exist_ok=True)
-            lock = _lock(self._runtime_dir / "master.pid")
+            self._hold(self._runtime_dir / "master.pid")
+            _forget_the_dead(self._runtime_dir)
         except OSError as error:
             raise BootError(f"cannot use runtime_dir {self._runtime_dir}: {error}") from error
-        self._pid_files.append(lock)
-        self._use_log(loaded)
         if loaded.pid_file:
             try:
-                self._pid_files.append(_lock(Path(loaded.pid_file)))
+                self._hold(Path(loaded.pid_file))
             except OSError as error:
                 raise BootError(f"cannot write pid_file {loaded.pid_file}: {error}") from error
         try:
@@ -453,46 +523,133 @@ class Master:
             raise BootError(f"cannot make a scoreboard in {self._runtime_dir}: {error}") from error
         self._board.set_generation(1)
 
+    def _hold(self, path: Path) -> None:
+        self._pid_files[str(path)] = hold_pid_file(path, os.getpid())
+
+    def _settle_down(self, loaded: Loaded) -> None:
+        """Be who we shall be, where we shall be, now that nothing is left that only root may do."""
+        settle(loaded.umask, loaded.chdir)
+        if loaded.identity:
+            identity = Identity(**loaded.identity)
+            self._doors.hand_over(identity.uid, identity.gid)
+            # Another pid file stays root's: root believes the number in it.
+            mine = [self._pid_files[str(self._runtime_dir / "master.pid")]]
+            for descriptor in (*mine, *([self._board.descriptor] if self._board is not None else [])):
+                os.fchown(descriptor, identity.uid, identity.gid)
+            become(identity)
+        # Not as root, whom a link in the folder of the logs could lead anywhere.
+        self._use_log(loaded)
+
     def _use_log(self, loaded: Loaded) -> None:
-        if self._log_file is not None and self._log_file.target == loaded.log_file:
-            configure(self._log_file, loaded.log_level, f"master pid={os.getpid()}")
-            return
-        try:
-            ensure_folder(loaded.log_file)
-            self._log_file = LogFile(loaded.log_file)
-        except OSError as error:
-            raise BootError(f"cannot write log.file {loaded.log_file}: {error}") from error
-        configure(self._log_file, loaded.log_level, f"master pid={os.getpid()}")
-
-    def _bind(self, loaded: Loaded) -> tuple[str, ...]:
-        """Open what is not open yet; what is stays as it is.
-
-        Raises:
-            BootError: One of them cannot be had.
-        """
-        for content in loaded.listen:
-            address = Address(**content)
-            if address.text not in self._listeners:
-                inherited = list(self._options.inherited)
-                self._listeners[address.text] = bind(address, loaded.backlog, inherited, loaded.restricted)
-        return tuple(content["text"] for content in loaded.listen)
-
-    def _all_listeners(self) -> list[socket.socket]:
-        return [listener for group in self._listeners.values() for listener in group]
+        self._own_log.use(loaded.log, loaded.rotated, loaded.rotation)
 
     def _close_unused(self) -> None:
         """Close the listeners that neither the generation in charge nor a newer one wants."""
         wanted = {*self._kept, *(address for loader in self._loaders for address in loader.addresses)}
-        for address in [each for each in self._listeners if each not in wanted]:
-            self._close_the_door(address)
-            self._discard(address)
+        self._doors.close_but(wanted)
 
-    def _discard(self, address: str) -> None:
-        for listener in self._listeners.pop(address):
-            try:
-                discard(listener, remove_file=address != _SYSTEMD)
-            except OSError as error:
-                self._log.error("cannot remove %s: %s", address, error)
+    def _look_after_the_rest(self, now_s: float) -> None:
+        """Do what is no worker's business: tell how things stand, rotate logs, keep the observer alive."""
+        if self._pool is None or self._board is None:
+            return
+        queue, lost_lines = self._doors.queue(), self._own_log.lost_lines
+        self._bulletin.publish(self._board, self._pool, queue, lost_lines, now_s)
+        if self._own_log.rotate(time(), now_s):
+            self._have_logs_reopened()
+        if self._pool.stopping is Stopping.NO:
+            self._observer.look_after(now_s)
+            self._advance_upgrade(self._pool, now_s)
+
+    # --- an upgrade
+
+    def _want_upgrade(self) -> None:
+        if self._pool is not None and self._pool.stopping is Stopping.NO:
+            self._log.info("upgrade: the newly installed program is asked whether it can take over")
+            self._upgrade.want()
+
+    def _advance_upgrade(self, pool: Pool, now_s: float) -> None:
+        """Go on with an upgrade, if one is wanted and nothing else is half done."""
+        loaded = not self._loading and not self._reload_wanted
+        # One that was dismissed may still have to tell of a worker's end.
+        settled = pool.is_settled and loaded and all(loader.in_service for loader in self._loaders)
+        if not self._upgrade.wanted or not settled:
+            return
+        try:
+            if self._upgrade.advance(self._state(pool), now_s):
+                if _is_readable(self._wake):
+                    # A signal came just before they wait: it is obeyed first.
+                    hear_signals()
+                    return
+                self._log.info("upgrade: handing over")
+                take_over(self._options.program, self._state(pool))
+        except OSError as error:
+            hear_signals()
+            self._upgrade.drop()
+            self._upgrade_refused(f"cannot start the new program: {error}")
+
+    def _upgrade_refused(self, reason: str) -> None:
+        for line in reason.splitlines():
+            self._log.error("upgrade refused, nothing changes: %s", line)
+        self._bulletin.upgrade_ends(reason)
+
+    def _state(self, pool: Pool) -> MasterState:
+        """Say all that another program must know to go on."""
+        loaders = tuple(
+            LoaderState(
+                generation=loader.generation,
+                pid=loader.pid,
+                channel_fd=loader.channel.fileno() if loader.channel else -1,
+                since_s=loader.since_s,
+                loaded=asdict(loader.loaded) if loader.loaded else None,
+                addresses=loader.addresses,
+            )
+            for loader in self._loaders
+            if loader.in_service
+        )
+        return MasterState(
+            version=VERSION,
+            board_fd=self._board.descriptor if self._board is not None else -1,
+            listeners=self._doors.descriptors(),
+            pid_files=self._pid_files,
+            bell=(self._bell, self._ringer),
+            lifeline=(self._lifeline, self._lifeline_end),
+            loaders=loaders,
+            loaded=asdict(self._loaded) if self._loaded else {},
+            kept=self._kept,
+            generations=self._generations,
+            observer_pid=self._observer.pid,
+            pool=pool.state(),
+            supervision=self._bulletin.state(),
+        )
+
+    def _go_on(self, state: MasterState) -> None:
+        """Take over from a former program of this process, and load anew: with its own code."""
+        adopt_descriptors(state)
+        loaded, self._pool = understand(state)
+        self._loaded = loaded
+        self._runtime_dir = Path(loaded.runtime_dir)
+        try:
+            self._use_log(loaded)
+        except BootError as error:
+            self._log.error("%s", error)
+        self._pid_files.update(state.pid_files)
+        self._board = Scoreboard.share(state.board_fd)
+        self._doors.adopt(state.listeners)
+        self._kept, self._generations, self._greeted = state.kept, state.generations, True
+        for each in state.loaders:
+            said = Loaded(**each.loaded) if each.loaded else None
+            channel = Channel.adopt(each.channel_fd)
+            self._loaders.append(
+                Loader(each.generation, each.pid, channel, each.since_s, said, each.addresses)
+            )
+        self._bulletin.restore(state.supervision)
+        self._bulletin.upgrade_ends()
+        self._observer.adopt(state.observer_pid, _observer_order(loaded))
+        self._log.info("upgraded: fastagi-pool %s has taken over from %s", VERSION, state.version)
+        self._reload_wanted = True
+        hear_signals()
+        # Who ended while nobody listened sends no second signal.
+        self._reap()
 
     # --- signals
 
@@ -508,17 +665,10 @@ class Master:
             return
         if self._pool.stopping is not how:
             self._log.info("stopping (%s)", how.value)
+        active = sum(handle.active for handle in self._pool.handles.values())
+        self._bulletin.stops(self._pool.limits.graceful_timeout_s + LAST_WORDS_S, active)
         self._pool.stop(how, monotonic())
-        for address in self._listeners:
-            self._close_the_door(address)
-
-    def _close_the_door(self, address: str) -> None:
-        """Let nobody new in; the workers serve those who wait. What systemd opened stays open for it."""
-        for listener in self._listeners[address] if address != _SYSTEMD else ():
-            try:
-                refuse_newcomers(listener)
-            except OSError as error:
-                self._log.error("cannot refuse newcomers on %s: %s", address, error)
+        self._doors.bar()
 
     def _reload(self) -> None:
         if self._pool is not None and self._pool.stopping is Stopping.NO:
@@ -526,7 +676,11 @@ class Master:
             self._reload_wanted = True
 
     def _reopen_logs(self) -> None:
-        reopen_all((self._log_file,))
+        self._own_log.reopen()
+        self._have_logs_reopened()
+
+    def _have_logs_reopened(self) -> None:
+        self._observer.reopen_logs()
         for loader in self._loaders:
             if loader.channel is not None:
                 loader.channel.send(ReopenLogs())
@@ -549,7 +703,11 @@ class Master:
             loader = next((each for each in self._loaders if each.pid == pid), None)
             if loader is not None:
                 self._bury(loader)
-            else:
+            elif self._upgrade.is_trial(pid):
+                refusal = self._upgrade.tried(status == 0, _describe(status))
+                if refusal:
+                    self._upgrade_refused(refusal)
+            elif not self._observer.has_ended(pid, _describe(status), monotonic()):
                 self._on_exit(pid, status)
 
     def _bury(self, loader: Loader) -> None:
@@ -577,16 +735,36 @@ class Master:
         slot = next((handle.slot for handle in self._pool.handles.values() if handle.pid == pid), None)
         if self._board is not None and slot is not None:
             # Its last words: whether it drained by itself, and what it had served.
-            self._pool.observe([self._board.facts(slot)], monotonic())
+            facts = self._board.facts(slot)
+            self._pool.observe([facts], monotonic())
+            self._bulletin.lines_were_lost(facts.lost_lines)
             self._board.clear(slot)
+            if status != 0:
+                self._name_the_lost(slot, pid)
         self._pool.exited(pid, _describe(status), status == 0, monotonic())
+
+    def _name_the_lost(self, slot: int, pid: int) -> None:
+        """Say of a worker that died which calls died with it."""
+        now_s = monotonic()
+        calls = [
+            each for each in read_calls(self._runtime_dir / "calls" / str(slot), slot) if each.pid == pid
+        ]
+        for call in calls[:MOST_NAMED]:
+            self._log.error(
+                "worker=%d pid=%d took call=%s with it: route=%s uniqueid=%s callerid=%s age_s=%.1f, %s",
+                *(slot, pid, value(call.ref), value(call.route), value(call.uniqueid), value(call.callerid)),
+                *(now_s - call.accepted_s, f"{call.state.words} {value(call.command)}".strip()),
+            )
+        if len(calls) > MOST_NAMED:
+            self._log.error("worker=%d pid=%d took %d more calls with it", slot, pid, len(calls) - MOST_NAMED)
 
     # --- beginning and end for others to see
 
     def _greet(self) -> None:
         self._greeted = True
-        addresses = [describe(listener) for listener in self._all_listeners()]
+        addresses = self._doors.really_bound()
         self._log.info("listening on %s", ", ".join(addresses))
+        self._bulletin.serves(f"listening on {', '.join(addresses)}")
         self._options.serving(addresses)
 
     def _end(self) -> None:
@@ -594,11 +772,48 @@ class Master:
             if handle.pid:
                 _kill(handle.pid, signal.SIGKILL)
         self._dismiss(self._loaders)
-        for address in list(self._listeners):
-            self._discard(address)
-        for loader in self._loaders:
-            _await_end(loader.pid)
+        self._doors.close()
+        for pid in (*(loader.pid for loader in self._loaders), *self._observer.dismiss()):
+            _await_end(pid)
         self._log.info("ended")
+        if self._exit_code is ExitCode.WORKERS and self._greeted:
+            # It served, and gave up unasked: who keeps it alive takes it for dead, and starts it again.
+            return
+        for path, descriptor in self._pid_files.items():
+            drop_pid_file(Path(path), descriptor)
+
+
+def understand(state: MasterState) -> tuple[Loaded, Pool]:
+    """Make what this program works with of what a former one has left.
+
+    Raises:
+        TakeoverRefused: It is too different.
+    """
+    try:
+        for each in state.loaders:
+            Loaded(**each.loaded or state.loaded)
+        Supervision(**state.supervision)
+        loaded = Loaded(**state.loaded)
+        RotationSettings(**loaded.rotation)
+        _observer_order(loaded)
+        return loaded, Pool.restored(state.pool, random.random)
+    except (TypeError, ValueError, KeyError) as error:
+        raise TakeoverRefused(f"what the running server says of itself cannot be read: {error!r}") from error
+
+
+def _observer_order(loaded: Loaded) -> ObserverOrder:
+    return ObserverOrder(
+        **{**loaded.observer, "allow": tuple(loaded.observer["allow"])},
+        **{f"log_{name}": loaded.log[name] for name in ("file", "level", "format", "facility")},
+        master_pid=os.getpid(),
+        runtime_dir=loaded.runtime_dir,
+    )
+
+
+def _is_readable(descriptor: int) -> bool:
+    poller = poll()
+    poller.register(descriptor, POLLIN)
+    return bool(poller.poll(0))
 
 
 def _empty(descriptor: int) -> bytes:
@@ -643,22 +858,26 @@ def _is_somebodys_child(pid: int, parents: list[int]) -> bool:
     return int(fields[1]) in parents
 
 
-def _lock(path: Path) -> int:
-    """Write our pid into a file and hold it locked as long as we live.
+def _forget_the_dead(runtime_dir: Path) -> None:
+    """Remove what the workers of an earlier master have left: its figures would be taken for ours.
+
+    We may be root in somebody else's folder: what a link there leads to is not touched.
 
     Raises:
-        BootError: Another master holds it.
-        OSError: It cannot be written.
+        OSError: It cannot be removed.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise BootError(
-            f"another fastagi-pool (pid {holder}) holds {path}; give each its own runtime_dir"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.write(descriptor, f"{os.getpid()}\n".encode())
-    return descriptor
+    for folder in (runtime_dir / name for name in ("calls", "tallies", "stacks")):
+        if folder.is_symlink():
+            folder.unlink()
+        elif folder.exists():
+            shutil.rmtree(folder)
+
+
+def _allow_descriptors() -> None:
+    """Let later loaders, which are not root any more, claim what workers may need."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if os.geteuid() == 0 and hard != resource.RLIM_INFINITY and hard < MOST_DESCRIPTORS:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, MOST_DESCRIPTORS))
+        except (ValueError, OSError):
+            pass  # In a container, for example. If it is too few a loader says so.

@@ -34,8 +34,13 @@ class Loaded:
         backlog: Connections that may wait to be accepted, for each address.
         runtime_dir: Folder of the scoreboard.
         pid_file: Where the master writes its pid; empty for nowhere.
-        log_file: Path, or ``-`` for standard error.
-        log_level: As in the configuration.
+        log: ``file`` (a path, ``syslog``, or ``-``), ``level``, ``format`` and ``facility``.
+        rotated: Paths of the log files that are rotated.
+        rotation: The arguments of ``rotation.RotationSettings``.
+        observer: The arguments of ``keeping.ObserverOrder`` besides the folder, the master and the log.
+        identity: The arguments of ``privileges.Identity``; empty to stay who we are.
+        umask: Rights that new files do not get, as an octal number; empty to leave them as they are.
+        chdir: Where to work; empty to stay.
     """
 
     limits: dict[str, Any]
@@ -44,8 +49,13 @@ class Loaded:
     backlog: int
     runtime_dir: str
     pid_file: str
-    log_file: str
-    log_level: str
+    log: dict[str, Any]
+    rotated: list[str]
+    rotation: dict[str, Any]
+    observer: dict[str, Any]
+    identity: dict[str, Any]
+    umask: str
+    chdir: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +84,15 @@ class Begin:
 
 @dataclass(frozen=True, slots=True)
 class Fork:
-    """Make a worker in this slot."""
+    """Make a worker in this slot.
+
+    Attributes:
+        slot: Its place in the scoreboard.
+        prove: Whether it has to pass the self-test: none of its generation serves yet.
+    """
 
     slot: int
+    prove: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,8 @@ so nobody overtakes.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from gevent.event import Event
 
@@ -45,8 +47,11 @@ class Places:
         """How many wait for a place."""
         return len(self._waiting)
 
-    def take(self) -> None:
+    def take(self, queueing: Callable[[], AbstractContextManager[None]] = nullcontext) -> None:
         """Take a place; wait for one if all are taken.
+
+        Args:
+            queueing: Makes what the wait is spent in; not called if there is none.
 
         Raises:
             Overloaded: The queue is full, or the wait was too long. No place was taken.
@@ -61,7 +66,8 @@ class Places:
         mine = Event()
         self._waiting.append(mine)
         try:
-            mine.wait(self._max_wait_s)
+            with queueing():
+                mine.wait(self._max_wait_s)
         except BaseException:
             self._leave(mine)
             raise

@@ -11,6 +11,9 @@ How it works: ``fastagi-pool record`` puts an order into the folder ``recordings
 Every worker looks there once a second, records the calls that fit, and appends each to the order's file when
 it ends: one JSON object a line. The command reads along, and takes the order away when it has enough; if it
 cannot any more, the workers do when the order is over.
+
+A live order, of ``fastagi-pool trace``, wants to follow calls: each event is appended at once, and calls that
+are in progress already when the order comes are joined.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
+from enum import Enum
 from fnmatch import fnmatchcase
 from pathlib import Path
 from time import monotonic, sleep, time
@@ -31,7 +35,7 @@ from typing import Any, Final, TypeVar
 
 from fastagi_pool.call import Dialogue
 from fastagi_pool.errors import AGICallFinished, CallEnded
-from fastagi_pool.logs import LOGGER_NAME
+from fastagi_pool.logs import LOGGER_NAME, CallRecord
 from fastagi_pool.protocol import Reply, Request, parse_reply
 from fastagi_pool.routes import Route
 
@@ -55,6 +59,8 @@ MASKED_DIGIT: Final = "*"
 _SETTLED_S: Final = 2.0
 
 _DIGITS = re.compile(r"[0-9A-D*#]+")
+#: The same where a word, as a command's, is taken for none: the keys A to D only beside digits or alone.
+_PERHAPS_DIALLED = re.compile(r"[A-D]*[0-9*#][0-9A-D*#]*|(?<![A-Za-z])[A-D]+(?![A-Za-z])")
 #: So many dialled digits in a row give a longer number away.
 _TELLING: Final = 2
 #: Commands whose result is what the caller pressed: as it is, or as a character's code.
@@ -147,6 +153,67 @@ class Transcript:
             raise ValueError(f"not a recorded call: {error}") from None
 
 
+class EventKind(Enum):
+    """What an event of a call that is followed live may be."""
+
+    BEGIN = "begin"
+    COMMAND = "command"
+    ANSWER = "answer"
+    #: The last command was not sent after all: the handler had given the call back.
+    UNSENT = "unsent"
+    HANGUP = "hangup"
+    END = "end"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """Something that happened in a call that is followed live.
+
+    Attributes:
+        ref: The reference by which the logs know the call.
+        at_s: Seconds since the handler began, or since a call in progress was joined.
+        kind: What it is.
+        text: The command or the answer, which may hold line ends; at the end the outcome.
+        facts: At the beginning ``route``, ``began``, ``environment``, ``masked`` and ``joined``; at the end
+            ``queued_s``, ``asterisk_s``, ``script_s`` (without the database), ``database_s``, ``total_s``,
+            ``commands`` and ``error``, if they are known; else empty.
+    """
+
+    ref: str
+    at_s: float
+    kind: EventKind
+    text: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> str:
+        """Write it as one line."""
+        fields = {
+            "ref": self.ref,
+            "at_s": round(self.at_s, 6),
+            "kind": self.kind.value,
+            "text": self.text,
+            "facts": self.facts,
+        }
+        return json.dumps(fields)
+
+    @classmethod
+    def from_json(cls, line: str) -> TraceEvent:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            ValueError: It is nothing of the kind.
+        """
+        try:
+            fields = json.loads(line)
+            facts = {str(name): value for name, value in fields["facts"].items()}
+            kind, text = EventKind(fields["kind"]), str(fields["text"])
+            return cls(str(fields["ref"]), float(fields["at_s"]), kind, text, facts)
+        except KeyError as error:
+            raise ValueError(f"not an event of a call: {error} is missing") from None
+        except (TypeError, AttributeError, ValueError) as error:
+            raise ValueError(f"not an event of a call: {error}") from None
+
+
 @dataclass(frozen=True, slots=True)
 class Order:
     """What to record.
@@ -156,6 +223,9 @@ class Order:
         route: A glob for the route's name; empty for all.
         callerid: A glob for the caller's number; empty for all.
         one_in: Of the calls that fit in one worker, one in so many.
+        uniqueid: A glob for the channel's unique id; empty for all.
+        live: Whether to append every event at once, and to join calls in progress; else whole calls.
+        calls: How many calls one worker takes, at most; 0 for no bound.
 
     Raises:
         ValueError: It is nothing of the kind.
@@ -165,25 +235,34 @@ class Order:
     route: str = ""
     callerid: str = ""
     one_in: int = 1
+    uniqueid: str = ""
+    live: bool = False
+    calls: int = 0
 
     def __post_init__(self) -> None:
         # Read from a file, where anything may stand; a call must not stumble over it.
-        globs = isinstance(self.route, str) and isinstance(self.callerid, str)
+        globs = all(isinstance(glob, str) for glob in (self.route, self.callerid, self.uniqueid))
         numbers = isinstance(self.until_s, int | float) and isinstance(self.one_in, int)
-        if not globs or not numbers or self.one_in < 1:
-            raise ValueError("an order has a time, two globs and a whole number from 1")
+        bounds = isinstance(self.live, bool) and isinstance(self.calls, int) and self.calls >= 0
+        if not globs or not numbers or not bounds or self.one_in < 1:
+            raise ValueError("an order has a time, three globs and whole numbers, one_in from 1")
 
-    def fits(self, route: str, callerid: str) -> bool:
+    def fits(self, route: str, callerid: str, uniqueid: str = "") -> bool:
         """Whether a call is wanted."""
-        return (not self.route or fnmatchcase(route, self.route)) and (
-            not self.callerid or fnmatchcase(callerid, self.callerid)
-        )
+        pairs = ((route, self.route), (callerid, self.callerid), (uniqueid, self.uniqueid))
+        return all(not glob or fnmatchcase(found, glob) for found, glob in pairs)
 
 
 class DigitMask:
     """Hides what a caller dials, in one dialogue from its beginning to its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, late: bool = False) -> None:
+        """Know of no digit yet.
+
+        Args:
+            late: Whether some may have been dialled before, unseen: then all that may be digits is hidden.
+        """
+        self._late = late
         self._dialled = ""
         self._variables: set[str] = set()
 
@@ -207,8 +286,14 @@ class DigitMask:
         self._dialled += "".join(_DIGITS.findall(text))
         return _DIGITS.sub(lambda run: MASKED_DIGIT * len(run[0]), text)
 
+    def miss(self) -> None:
+        """Know that something was said unseen: from now on all that may be digits is hidden."""
+        self._late = True
+
     def text(self, text: str) -> str:
         """Hide in any text what was dialled before."""
+        if self._late:
+            return _PERHAPS_DIALLED.sub(lambda run: MASKED_DIGIT * len(run[0]), text)
         return _DIGITS.sub(self._hidden, text) if self._dialled else text
 
     def _other_answer(self, command: str, reply: Reply) -> str:
@@ -268,17 +353,21 @@ class RecordedDialogue:
     Attributes:
         turns: What was said; empty once it is too long.
         too_long: Whether it grew beyond ``MOST_CHARACTERS``.
+        on_event: Told of each event, with its time since the beginning, as it happens; None for nobody.
     """
 
-    def __init__(self, dialogue: Dialogue, mask: DigitMask | None) -> None:
+    def __init__(self, dialogue: Dialogue, mask: DigitMask | None, *, keep: bool = True) -> None:
         """Begin.
 
         Args:
             dialogue: Who really carries the lines.
             mask: Hides digits; None to show them.
+            keep: Whether ``turns`` are wanted.
         """
         self.turns: list[Turn] = []
         self.too_long = False
+        self.on_event: Callable[[float, EventKind, str], None] | None = None
+        self._keep = keep
         self._characters = 0
         self._dialogue = dialogue
         self._mask = mask
@@ -289,6 +378,11 @@ class RecordedDialogue:
     def hung_up(self) -> bool:
         """Whether HANGUP was seen."""
         return self._dialogue.hung_up
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since the beginning."""
+        return monotonic() - self._began_s
 
     def execute(self, line: bytes) -> Reply:
         """Send one line, wait for its reply, and note both."""
@@ -304,7 +398,7 @@ class RecordedDialogue:
         def note_and_tell(data: bytes) -> None:
             # While a command runs its answer is noted first, and the hangup behind it.
             if data:
-                self._note_hangup()
+                self.note_hangup()
             on_unasked(data)
 
         self._dialogue.listen(note_and_tell)
@@ -312,21 +406,28 @@ class RecordedDialogue:
     def _carry(
         self, line: bytes, send: Callable[[bytes], _Answer], shown: Callable[[str, _Answer], str]
     ) -> _Answer:
-        if self.too_long:
+        if self.on_event is None and (self.too_long or not self._keep):
+            if self._mask is not None:
+                # Whoever follows later must not read in a command what is dialled now.
+                self._mask.miss()
             return send(line)
-        command = line.decode("utf-8", "surrogateescape").rstrip("\n")
-        self._note("S", self._mask.text(command) if self._mask else command)
+        command = self.masked(line.decode("utf-8", "surrogateescape").rstrip("\n"))
+        self._note(EventKind.COMMAND, command)
         try:
             answer = send(line)
         except AGICallFinished:
-            del self.turns[-1:]  # It was never sent.
+            self._take_back(command)
             raise
         except CallEnded:
-            self._note_hangup()
+            self.note_hangup()
             raise
-        self._note("A", shown(command, answer))
-        self._note_hangup()
+        self._note(EventKind.ANSWER, shown(command, answer))
+        self.note_hangup()
         return answer
+
+    def masked(self, text: str) -> str:
+        """Hide in any text what was dialled, if that is hidden here."""
+        return self._mask.text(text) if self._mask else text
 
     def _shown(self, command: str, reply: Reply) -> str:
         return self._mask.answer(command, reply) if self._mask else written(reply)
@@ -343,24 +444,36 @@ class RecordedDialogue:
         try:
             self._dialogue.await_hangup()
         finally:
-            self._note_hangup()
+            self.note_hangup()
 
     def finish(self) -> None:
         """Close as the dialogue does."""
         self._dialogue.finish()
 
-    def _note_hangup(self) -> None:
+    def note_hangup(self) -> None:
+        """Note that the caller has hung up, if he has and it is not noted yet."""
         if self._dialogue.hung_up and not self._hangup_noted:
             self._hangup_noted = True
-            self._note("A", "HANGUP")
+            self._note(EventKind.HANGUP, "HANGUP")
 
-    def _note(self, who: str, line: str) -> None:
+    def _note(self, kind: EventKind, line: str) -> None:
+        at_s = self.age_s
+        if self.on_event is not None:
+            self.on_event(at_s, kind, line)
+        if not self._keep or self.too_long:
+            return
         self._characters += len(line) + _TURN_CHARACTERS
         if self._characters > MOST_CHARACTERS:
             self.too_long = True
             self.turns.clear()
             return
-        self.turns.append(Turn(monotonic() - self._began_s, who, line))
+        self.turns.append(Turn(at_s, "S" if kind is EventKind.COMMAND else "A", line))
+
+    def _take_back(self, command: str) -> None:
+        """Note that the last command was never sent."""
+        del self.turns[-1:]
+        if self.on_event is not None:
+            self.on_event(self.age_s, EventKind.UNSENT, command)
 
 
 @dataclass(slots=True)
@@ -371,10 +484,24 @@ class _Standing:
     path: Path
     fitting: int = 0
 
+    def takes(self, route: Route, request: Request) -> bool:
+        """Whether a call is wanted; it counts if it fits."""
+        order = self.order
+        if not order.fits(route.name, request.callerid, request.uniqueid):
+            return False
+        self.fitting += 1
+        taken, rest = divmod(self.fitting, order.one_in)
+        return rest == 0 and (not order.calls or taken <= order.calls)
+
 
 @dataclass(slots=True)
 class OpenRecording:
-    """A call that is being recorded."""
+    """A call that is being recorded.
+
+    Attributes:
+        wanted_by: Who gets it as a whole, when it has ended.
+        followed_by: Who gets each event at once.
+    """
 
     route: Route
     request: Request
@@ -382,6 +509,7 @@ class OpenRecording:
     began: str
     dialogue: RecordedDialogue
     wanted_by: list[_Standing] = field(default_factory=list)
+    followed_by: list[_Standing] = field(default_factory=list)
 
 
 class Recorder:
@@ -401,18 +529,24 @@ class Recorder:
         self._folder = folder
         self._changed: int = -1
         self._standing: dict[str, _Standing] = {}
+        self._fresh: list[_Standing] = []
 
-    def look(self, wall_s: float) -> None:
+    def look(self, wall_s: float) -> bool:
         """See which orders there are now.
 
         Args:
             wall_s: Seconds since the epoch.
+
+        Returns:
+            Whether one came that wants calls in progress too: :meth:`join` is to be asked about each.
         """
+        known = set(self._standing)
+        self._fresh.clear()
         try:
             changed = _time_of_change(self._folder)
         except OSError:
             self._standing.clear()
-            return
+            return False
         if changed != self._changed:
             all_read = self._read_orders()
             self._changed = changed if all_read and wall_s - changed / 1e9 > _SETTLED_S else -1
@@ -421,23 +555,66 @@ class Recorder:
             del self._standing[name]
             with suppress(OSError):
                 withdraw_order(self._folder / name)
+        self._fresh += [
+            each for name, each in self._standing.items() if name not in known and each.order.live
+        ]
+        return bool(self._fresh)
 
     def begin(self, route: Route, request: Request, ref: str, dialogue: Dialogue) -> OpenRecording | None:
         """Begin to record a call, if an order wants it."""
-        wanted_by = []
-        for standing in self._standing.values():
-            if standing.order.fits(route.name, request.callerid):
-                standing.fitting += 1
-                if standing.fitting % standing.order.one_in == 0:
-                    wanted_by.append(standing)
-        if not wanted_by:
+        wanted = [each for each in self._standing.values() if each.takes(route, request)]
+        if not wanted:
             return None
-        recorded = RecordedDialogue(dialogue, DigitMask() if route.mask_digits else None)
-        began = datetime.now().astimezone().isoformat(timespec="milliseconds")
-        return OpenRecording(route, request, ref, began, recorded, wanted_by)
+        whole = [each for each in wanted if not each.order.live]
+        mask = DigitMask() if route.mask_digits else None
+        recorded = RecordedDialogue(dialogue, mask, keep=bool(whole))
+        running = OpenRecording(route, request, ref, _now(), recorded, whole)
+        self._follow(running, [each for each in wanted if each.order.live], joined=False)
+        return running
 
-    def end(self, running: OpenRecording, outcome: str) -> None:
-        """Write a call that has ended, to everyone who wants it; one that grew too long is lost."""
+    def join(
+        self, route: Route, request: Request, ref: str, dialogue: Dialogue, running: OpenRecording | None
+    ) -> OpenRecording | None:
+        """Follow a call in progress from now on, if an order that has just come wants it.
+
+        Args:
+            route: Its route.
+            request: What Asterisk said about it.
+            ref: Its reference.
+            dialogue: Who really carries its lines.
+            running: How it is being recorded already, if it is.
+
+        Returns:
+            How it is being recorded now; None if it is not. If it was not before, then the ``dialogue`` of
+            what is returned is to carry its lines from now on.
+        """
+        wanted = [each for each in self._fresh if each.takes(route, request)]
+        if not wanted:
+            return running
+        if running is None:
+            mask = DigitMask(late=True) if route.mask_digits else None
+            recorded = RecordedDialogue(dialogue, mask, keep=False)
+            running = OpenRecording(route, request, ref, _now(), recorded)
+        self._follow(running, wanted, joined=True)
+        return running
+
+    def end(self, running: OpenRecording, outcome: str, record: CallRecord | None = None) -> None:
+        """Write a call that has ended, to everyone who wants it; one that grew too long is lost.
+
+        Args:
+            running: The call.
+            outcome: As in the access log.
+            record: What else is known of it, for who follows it.
+        """
+        if running.wanted_by:
+            self._write_whole(running, outcome)
+        if running.followed_by:
+            running.dialogue.note_hangup()
+            facts = _facts_at_the_end(record, running.dialogue) if record else {}
+            event = TraceEvent(running.ref, running.dialogue.age_s, EventKind.END, outcome, facts)
+            self._tell(running, running.followed_by, event)
+
+    def _write_whole(self, running: OpenRecording, outcome: str) -> None:
         if running.dialogue.too_long:
             self._lose(len(running.wanted_by), running.ref, "it grew too long")
             return
@@ -450,14 +627,49 @@ class Recorder:
             outcome=outcome,
             masked=running.route.mask_digits,
         )
-        line = f"{transcript.to_json()}\n".encode()
-        for standing in running.wanted_by:
+        self._append(running.wanted_by, running.ref, transcript.to_json())
+
+    def _follow(self, running: OpenRecording, standings: list[_Standing], *, joined: bool) -> None:
+        """Tell of a call's events from now on, and first of what it is."""
+        if not standings:
+            return
+
+        def tell(at_s: float, kind: EventKind, text: str) -> None:
+            self._tell(running, running.followed_by, TraceEvent(running.ref, at_s, kind, text))
+
+        running.followed_by += standings
+        running.dialogue.on_event = tell
+        facts = {
+            "route": running.route.name,
+            "began": running.began,
+            "environment": dict(running.request.environment),
+            "masked": running.route.mask_digits,
+            "joined": joined,
+        }
+        begin = TraceEvent(running.ref, running.dialogue.age_s, EventKind.BEGIN, facts=facts)
+        self._tell(running, standings, begin)
+
+    def _tell(self, running: OpenRecording, standings: list[_Standing], event: TraceEvent) -> None:
+        """Write an event to these; who cannot be told, or has enough, does not follow the call any more."""
+        told = self._append(standings, running.ref, event.to_json())
+        running.followed_by = [each for each in running.followed_by if each in told or each not in standings]
+        if not running.followed_by:
+            running.dialogue.on_event = None
+
+    def _append(self, standings: list[_Standing], ref: str, text: str) -> list[_Standing]:
+        """Write a line to all these, and return those to whom it could be written."""
+        line = f"{text}\n".encode()
+        written_to = []
+        for standing in standings:
             try:
                 _append(standing.path, line)
+                written_to.append(standing)
             except FileNotFoundError:
-                self.lost += 1  # The order was taken back, so nobody misses it.
+                # The order was taken back, so nobody misses it.
+                self.lost += not standing.order.live
             except OSError as error:
-                self._lose(1, running.ref, str(error))
+                self._lose(1, ref, str(error))
+        return written_to
 
     @property
     def active(self) -> bool:
@@ -484,8 +696,24 @@ class Recorder:
         logging.getLogger(LOGGER_NAME).warning("call=%s was not recorded: %s", ref, reason)
 
 
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="milliseconds")
+
+
+def _facts_at_the_end(record: CallRecord, dialogue: RecordedDialogue) -> dict[str, Any]:
+    return {
+        "queued_s": round(record.queued_s, 6),
+        "asterisk_s": round(record.asterisk_s, 6),
+        "script_s": round(max(0.0, record.script_s - record.database_s), 6),
+        "database_s": round(record.database_s, 6),
+        "total_s": round(record.total_s, 6),
+        "commands": record.commands,
+        "error": dialogue.masked(record.error),
+    }
+
+
 def _append(path: Path, line: bytes) -> None:
-    """Append one recorded call.
+    """Append one recorded call, or one event.
 
     Raises:
         OSError: It could not be written, or the file is full.
@@ -544,8 +772,14 @@ def place_order(folder: Path, name: str, order: Order) -> Path:
     path = folder / f"{name}{ORDER_SUFFIX}"
     os.close(os.open(recording_of(path), os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
     unfinished = folder / f"{name}.new"
-    unfinished.write_text(json.dumps(asdict(order)))
-    unfinished.rename(path)
+    try:
+        unfinished.write_text(json.dumps(asdict(order)))
+        unfinished.rename(path)
+    except OSError:
+        # Nobody would ever take it away: to the workers it is no order.
+        unfinished.unlink(missing_ok=True)
+        withdraw_order(path)
+        raise
     return path
 
 
@@ -555,8 +789,21 @@ def withdraw_order(path: Path) -> None:
         each.unlink(missing_ok=True)
 
 
+def become_owner_of(runtime_dir: Path) -> None:
+    """Go on as the pool's user if we are root: nothing that he can put there leads root astray.
+
+    Raises:
+        OSError: There is no such folder, or we may not.
+    """
+    owner = runtime_dir.stat()
+    if os.geteuid() == 0 and owner.st_uid != 0:
+        os.setgroups([])
+        os.setgid(owner.st_gid)
+        os.setuid(owner.st_uid)
+
+
 def follow(order: Path, until_s: float) -> Iterator[str]:
-    """Yield the calls that are recorded for an order, line by line, as they come.
+    """Yield the calls, or the events, that are recorded for an order, line by line, as they come.
 
     Args:
         order: The order's file.

@@ -75,7 +75,7 @@ def rehearse() -> None:
         databases={},
         state={},
         log=logging.getLogger(_NAME),
-        access=AccessLog(nowhere, _NAME, hub.loop.run_callback),
+        records=[AccessLog(nowhere, _NAME, hub.loop.run_callback)],
         ref_prefix="",
     )
     try:

@@ -67,6 +67,8 @@ class Route:
         clean_arguments: Whether line ends and NUL in arguments of commands become spaces.
         mask_digits: Whether recordings hide what the caller dials.
         free_names: Whether :func:`script_fault` is not asked.
+        slow_after_s: Beyond this much of the handler's own time a call is slow; 0 for never.
+        drain_timeout_s: How long a call may go on once its worker drains; 0 ends it at once.
     """
 
     name: str
@@ -86,6 +88,8 @@ class Route:
     clean_arguments: bool = False
     mask_digits: bool = False
     free_names: bool = False
+    slow_after_s: float = 0.0
+    drain_timeout_s: float = 14400.0
 
     @property
     def conditions(self) -> tuple[object, ...]:

@@ -4,8 +4,11 @@ Laws:
     * At any moment exactly one limit runs: for the environment, for Asterisk's answer to a command
       (idle), or for the handler's own time (script). Asterisk's time never counts as the handler's:
       a Dial may last hours.
-    * A session keeps no timer. It says when its limit ends; the worker looks at all its sessions a
-      few times a second and calls :meth:`Session.expire`.
+    * A session keeps no timer. It says when its limit ends, and when it becomes slow; the worker looks at
+      all its sessions a few times a second and calls :meth:`Session.expire`.
+    * Every moment from accept to close runs on at most one of four clocks: queued, in Asterisk, in the
+      handler, and of the handler's time in the database. What runs stands in the session's row as well, for
+      whoever looks from outside.
     * A whole command line goes out before anything else happens to the socket.
     * Closing is a success to the dialplan. Only :meth:`Session.fail` is not.
     * A handler may outlive its connection (:meth:`Session.finish`); its own time goes on.
@@ -21,15 +24,18 @@ from __future__ import annotations
 import os
 import select
 import socket
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import starmap
 from time import monotonic
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final, Literal, NamedTuple, NoReturn
 
 import gevent
 from gevent import monkey
 
+from fastagi_pool.callboard import NO_ROW, CallRow, CallState, Clocks
 from fastagi_pool.endings import FAILURE_LINE
 from fastagi_pool.errors import (
     AGICallFinished,
@@ -62,6 +68,9 @@ HANGUP_GRACE_S: Final = 0.1
 CLOSING_S: Final = 2.0
 #: How often a handler that does not let go of an ended call is interrupted again.
 _INSIST_S: Final = 1.0
+#: Commands that are remembered for the slow log, the last ones, and how much of each.
+REMEMBERED_COMMANDS: Final = 20
+_REMEMBERED_BYTES: Final = 200
 #: How Asterisk says that the caller hung up.
 _HANGUP_LINE: Final = b"HANGUP\n"
 #: A limit that is off. Compared with monotonic times only.
@@ -81,15 +90,41 @@ class SessionLimits:
         header_s: From accept until the environment is whole.
         idle_s: Waiting for Asterisk's answer to one command.
         script_s: The handler's own time, in all.
+        slow_s: Beyond this much of the handler's own time a call is slow, and its commands are remembered;
+            0 for never.
+        drain_s: How long it may go on once its worker drains; here 0 ends it at once.
+        masked: Whether those who look see only the first word of each command and each statement, as others
+            may hold digits that the caller dialled.
     """
 
     header_s: float = 10.0
     idle_s: float = 14400.0
     script_s: float = 60.0
+    slow_s: float = 0.0
+    drain_s: float = _NEVER
+    masked: bool = False
+
+
+class Said(NamedTuple):
+    """A command, as the slow log tells of it.
+
+    Attributes:
+        began_s: Monotonic time at which it was sent.
+        line: The beginning of the line, without its end.
+        took_s: How long Asterisk took; None if it has not answered.
+    """
+
+    began_s: float
+    line: bytes
+    took_s: float | None
 
 
 def _to_nobody(data: bytes) -> None:
     """Hear a hangup of which nobody wants to be told."""
+
+
+def _first_word(statement: str) -> str:
+    return "".join(statement.split(maxsplit=1)[:1])
 
 
 class Session:
@@ -100,15 +135,24 @@ class Session:
         accepted_s: Monotonic time of accept.
         deadline_s: When the running limit ends.
         greenlet: Who serves it; what :meth:`expire` interrupts.
+        slow_at_s: When the call becomes slow if its handler goes on without a command.
+        slow: Whether it was found to be slow.
         commands: Number of commands sent.
+        queued_s: Time spent waiting for a place: to be served, or where its handler needs one.
         asterisk_s: Time spent waiting for replies.
-        script_s: Time spent by the handler.
+        script_s: Time spent by the handler, in the database too.
+        database_s: Of that, the time in the database.
+        statement: The last statement that was sent to a database; empty if none was.
+        row: Where others see what the call does.
         hung_up: Whether HANGUP was seen.
         finished_s: Monotonic time at which the handler gave the call back before its end, or None.
     """
 
     __slots__ = (
         "_agi",
+        "_aside",
+        "_aside_since_s",
+        "_asked",
         "_fd",
         "_hangup_told",
         "_hub",
@@ -120,21 +164,35 @@ class Session:
         "_over",
         "_raise_hangup",
         "_reader",
+        "_said",
         "_script_limit_s",
+        "_slow_limit_s",
         "_unsent",
         "accepted_s",
         "asterisk_s",
         "commands",
+        "database_s",
         "deadline_s",
         "finished_s",
         "greenlet",
         "hung_up",
         "peer",
+        "queued_s",
+        "row",
         "script_s",
+        "slow",
+        "slow_at_s",
+        "statement",
     )
 
     def __init__(
-        self, descriptor: int, peer: str, hub: Any, limits: SessionLimits, header_limits: HeaderLimits
+        self,
+        descriptor: int,
+        peer: str,
+        hub: Any,
+        limits: SessionLimits,
+        header_limits: HeaderLimits,
+        row: CallRow = NO_ROW,
     ) -> None:
         """Take over a connection.
 
@@ -145,18 +203,27 @@ class Session:
             hub: gevent's hub of this thread.
             limits: What the session may take until a route says otherwise.
             header_limits: What the environment may cost.
+            row: Where others shall see what the call does.
         """
         self.peer = peer
         self.accepted_s = self._mark_s = monotonic()
         self.greenlet: Any = None
+        self.row = row
         self.commands = 0
-        self.asterisk_s = self.script_s = 0.0
+        self.queued_s = self.asterisk_s = self.script_s = self.database_s = 0.0
+        self.statement = ""
+        self.slow = False
+        self.slow_at_s: float = _NEVER
         self.hung_up = False
         self.finished_s: float | None = None
         self._agi = AgiConnection(header_limits)
         self._hub = hub
         self._limits = limits
-        self._idle_limit_s = self._script_limit_s = _NEVER
+        self._idle_limit_s = self._script_limit_s = self._slow_limit_s = _NEVER
+        self._asked = b""
+        self._aside: CallState | None = None
+        self._aside_since_s = 0.0
+        self._said: deque[tuple[float, bytes, float]] | None = None
         self._over: CallEnded | None = None
         self._on_unasked: Callable[[bytes], None] | None = None
         self._hangup_told = False
@@ -166,12 +233,13 @@ class Session:
         self._reader = hub.loop.io(descriptor, _READ)
         self.deadline_s: float = _NEVER
         self._arm("header", self.accepted_s, limits.header_s)
+        row.accepted(peer, self.accepted_s)
 
     # --- the conversation
 
-    def begin_header(self) -> None:
-        """Start the time for the environment anew, after the session had to wait for a place."""
-        self._arm("header", monotonic(), self._limits.header_s)
+    def fileno(self) -> int:
+        """The connection's descriptor; -1 once it is closed."""
+        return self._fd
 
     @property
     def peer_has_closed(self) -> bool:
@@ -211,6 +279,9 @@ class Session:
         self._idle_limit_s = limits.idle_s or _NEVER
         self._script_limit_s = limits.script_s or _NEVER
         self._raise_hangup = raise_hangup
+        if limits.slow_s:
+            self._slow_limit_s = limits.slow_s
+            self._said = deque(maxlen=REMEMBERED_COMMANDS)
         self._mark_s = monotonic()
         self._arm_script()
 
@@ -241,7 +312,10 @@ class Session:
         data = self._agi.send_command(line)
         self._limit = "idle"
         self.deadline_s = now_s + self._idle_limit_s
+        self.slow_at_s = _NEVER
         self.commands += 1
+        self._asked = line
+        self.row.asks(line.partition(b" ")[0] if self._limits.masked else line, self.script_s, now_s)
         try:
             self._send(data)
             self._hub.wait(self._reader)
@@ -263,8 +337,13 @@ class Session:
 
     def _asterisk_is_done(self) -> None:
         now_s = monotonic()
-        self.asterisk_s += now_s - self._mark_s
+        took_s = now_s - self._mark_s
+        if self._said is not None:
+            # A plain tuple: at every command a named one would cost as much as all the rest here.
+            self._said.append((self._mark_s, self._asked[:_REMEMBERED_BYTES], took_s))
+        self.asterisk_s += took_s
         self._mark_s = now_s
+        self.row.runs(self.asterisk_s, now_s)
 
     def _cannot_go_on(self, line: bytes) -> NoReturn:
         """Raise why no command can be sent any more."""
@@ -295,7 +374,7 @@ class Session:
                     self._receive()
                 event = self._next_reply()
             if isinstance(event, Hangup):
-                self.hung_up = True
+                self._note_hangup()
             elif isinstance(event, ConnectionClosed):
                 raise self._gone("Asterisk closed the connection")
         if self.hung_up and not self._hangup_told:
@@ -403,9 +482,15 @@ class Session:
         return heard
 
     def _notice_hangup(self, raw: bytes) -> None:
-        known, self.hung_up = self.hung_up, True
+        known = self.hung_up
+        self._note_hangup()
         if self._on_unasked is not None and (raw or not known):
             self._on_unasked(raw)
+
+    def _note_hangup(self) -> None:
+        if not self.hung_up:
+            self.hung_up = True
+            self.row.hung_up()
 
     def _break_off(self, why: CallEnded) -> None:
         self._reader.stop()
@@ -417,6 +502,97 @@ class Session:
             self._agi.drop_raw()
             if self._fd >= 0:
                 self._reader.stop()
+
+    # --- the clocks besides Asterisk's
+
+    def queues(self) -> None:
+        """Begin to wait for a place; :meth:`called_in` must follow. The running limit goes on."""
+        now_s = monotonic()
+        if self._limit == "script":
+            self.script_s += now_s - self._mark_s
+        self._mark_s = now_s
+        self.slow_at_s = _NEVER
+        self._aside, self._aside_since_s = CallState.QUEUED, now_s
+        self.row.queued(now_s)
+
+    def called_in(self) -> None:
+        """Wait no longer; the time for the environment begins anew, the handler's own goes on."""
+        now_s = monotonic()
+        self.queued_s += now_s - self._mark_s
+        self._mark_s = now_s
+        self._aside = None
+        self.row.called_in(self.queued_s, now_s)
+        if self._limit == "header":
+            self._arm("header", now_s, self._limits.header_s)
+        elif self._limit == "script":
+            self._arm_script()
+
+    def queries(self, statement: str, now_s: float) -> None:
+        """Note that the handler waits for the answer to a statement; see ``database.Onlooker``."""
+        self.statement = statement
+        self.waits(_first_word(statement) if self._limits.masked else statement, now_s)
+
+    def waits(self, what: str, now_s: float) -> None:
+        """Note that the handler waits for a database otherwise; see ``database.Onlooker``."""
+        self._aside, self._aside_since_s = CallState.DATABASE, now_s
+        self.row.queries(what, now_s)
+
+    def answered(self, took_s: float, now_s: float) -> None:
+        """Note that it waits no longer, and count how long it did; see ``database.Onlooker``."""
+        self._aside = None
+        self.database_s += took_s
+        self.row.answered(self.database_s, now_s)
+
+    @property
+    def state(self) -> CallState:
+        """What the call does now."""
+        if self._limit == "idle":
+            return CallState.ASTERISK
+        if self._aside is not None:
+            return self._aside
+        if self._limit == "script":
+            return CallState.SCRIPT if self.finished_s is None else CallState.FINISHED
+        return CallState.HEADER if self._limit == "header" else CallState.ENDING
+
+    @property
+    def since_s(self) -> float:
+        """Monotonic time at which it began to do that."""
+        return self._aside_since_s if self.state is CallState.DATABASE else self._mark_s
+
+    def clocks(self, now_s: float) -> Clocks:
+        """Return the four clocks, the running one up to now. None overlaps another."""
+        state, running_s = self.state, now_s - self._mark_s
+        in_script = state in (CallState.SCRIPT, CallState.FINISHED, CallState.DATABASE)
+        script_s = self.script_s + (running_s if in_script else 0.0)
+        database_s = self.database_s
+        if state is CallState.DATABASE:
+            database_s += now_s - self._aside_since_s
+        return Clocks(
+            self.queued_s + (running_s if state is CallState.QUEUED else 0.0),
+            self.asterisk_s + (running_s if state is CallState.ASTERISK else 0.0),
+            max(0.0, script_s - database_s),
+            database_s,
+        )
+
+    @property
+    def exceeds(self) -> bool:
+        """Whether the call was slow up to its last command, or its end, and was not found so: find_slow()."""
+        return self.script_s >= self._slow_limit_s
+
+    def find_slow(self) -> None:
+        """Note that the call is slow; it is not found so again."""
+        self.slow = True
+        self._slow_limit_s = self.slow_at_s = _NEVER
+
+    def said(self) -> Sequence[Said]:
+        """Return the last commands, oldest first, with the one that runs; none if calls are never slow."""
+        if self._said is None:
+            return []
+        running = self.state is CallState.ASTERISK
+        line = self._asked[:_REMEMBERED_BYTES]
+        # Copied in one step: the lookout's thread may ask while the call goes on.
+        said = list(self._said)
+        return [*starmap(Said, said), *([Said(self._mark_s, line, None)] if running else [])]
 
     # --- the end
 
@@ -433,6 +609,7 @@ class Session:
             self.close()
             self.finished_s = monotonic()
             self.deadline_s = running_until_s
+            self.row.finished(self.finished_s)
 
     def fail(self, last_words: bytes = FAILURE_LINE) -> None:
         """Tell the dialplan AGISTATUS=FAILURE, wait until Asterisk has read it, and close.
@@ -448,6 +625,8 @@ class Session:
         if self._fd < 0:
             return
         self._arm("closing", monotonic(), CLOSING_S)
+        # Asterisk is waited for, which makes no call slow.
+        self.slow_at_s = _NEVER
         try:
             self._send(self._unsent + last_words)
             with self._borrowed_socket() as connection:
@@ -489,6 +668,16 @@ class Session:
             self._over = CallStopped("the worker must end")
         self._interrupt(now_s, self._over)
 
+    def end_draining(self, began_s: float, now_s: float) -> None:
+        """Stop once the time is over that its route gives a call whose worker drains.
+
+        Args:
+            began_s: Monotonic time at which the worker began to drain.
+            now_s: The time now.
+        """
+        if self._over is None and self._limit != "closing" and now_s >= began_s + self._limits.drain_s:
+            self.stop(now_s)
+
     def _interrupt(self, now_s: float, why: CallEnded) -> None:
         self._arm("over" if self._limit != "closing" else "closing", now_s, _INSIST_S)
         if self.greenlet is not None:
@@ -500,7 +689,9 @@ class Session:
 
     def _arm_script(self) -> None:
         self._limit = "script"
-        self.deadline_s = self._mark_s + self._script_limit_s - self.script_s
+        own_since_s = self._mark_s - self.script_s
+        self.deadline_s = own_since_s + self._script_limit_s
+        self.slow_at_s = own_since_s + self._slow_limit_s
 
     # --- bytes
 

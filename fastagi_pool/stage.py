@@ -84,7 +84,7 @@ class _Company:
             databases=self._databases,
             state=self._state,
             log=_log,
-            access=self,
+            records=[self],
             ref_prefix="staged-",
             on_error=OnError.parse(application.config.on_error),
         )

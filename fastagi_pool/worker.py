@@ -6,6 +6,7 @@ Laws:
     * Nothing of the master's is decided here. The worker says how it fares in its scoreboard slot,
       wakes the master when it was asked to, and does what signals tell it (see :data:`WORKER_SIGNALS`).
     * A worker whose master is gone drains and ends: nobody would replace or watch it.
+    * A call in a worker that drains goes on for as long as its route gives it then, and no longer.
 
 How accepting is shared: several processes wait on one listening socket, and the kernel wakes
 whom it likes. So a worker that has more calls in progress, or took more turns, than the worker with
@@ -29,6 +30,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from time import monotonic
 from typing import Any, Final
 
@@ -42,12 +44,16 @@ from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.endings import OnError
 from fastagi_pool.errors import DatabaseUnavailable
-from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers
+from fastagi_pool.handlers.builtin import Load
+from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers, welcome
 from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, rename, reopen_all
+from fastagi_pool.lookout import Lookout
 from fastagi_pool.messages import DUMP_SIGNAL
 from fastagi_pool.recording import FOLDER, Recorder
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
 from fastagi_pool.session import Session
+from fastagi_pool.showing import Showing
+from fastagi_pool.slowlog import SlowLog
 from fastagi_pool.waiting import WaitingRoom
 
 #: What a worker listens to; everything else that the master understands it ignores.
@@ -65,6 +71,8 @@ STEP_BACK_S: Final = 0.0005
 STEPS_BACK: Final = 2
 #: How often limits of sessions are looked at: how late a time-out may come.
 SWEEP_S: Final = 0.1
+#: Slow calls that are written down at one look, stack and all: hundreds would keep others from their turn.
+MOST_SLOW: Final = 50
 #: How often a worker gives a sign of life, unless the watchdog wants it more often.
 BEAT_S: Final = 1.0
 #: Pause in accepting when the process or the machine is out of file descriptors or memory.
@@ -73,9 +81,10 @@ EXHAUSTED_S: Final = 0.1
 FULL_S: Final = 0.01
 #: Calls that are being refused at the same time: each may take a moment to read why.
 MOST_REFUSED: Final = 32
+#: The folder of the sockets on which workers tell their stacks, below the runtime folder.
+STACKS: Final = "stacks"
 #: Remembered answers to "may this address call?"; beyond it the memory begins anew.
 _REMEMBERED_PEERS: Final = 4096
-_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _READ: Final = 1
 
 
@@ -88,12 +97,14 @@ class Birth:
         generation: Which load of configuration and code it belongs to.
         scoreboard: The scoreboard, mapped for writing.
         listeners: Descriptors of the listening sockets.
+        prove: Whether to serve only if the handlers' self-tests pass.
     """
 
     slot: int
     generation: int
     scoreboard: Scoreboard
     listeners: tuple[int, ...]
+    prove: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +114,14 @@ class Surroundings:
     Attributes:
         log: The log file.
         access: The access log's file; None for no access log.
+        slow: The slow log's file; None for no slow log.
         bell_fd: Written to, it wakes the master.
         lifeline_fd: Reading from it ends when the master does.
     """
 
     log: LogFile
     access: LogFile | None
+    slow: LogFile | None
     bell_fd: int
     lifeline_fd: int
 
@@ -144,10 +157,9 @@ class Worker:
         self._sessions: set[Session] = set()
         self._watchers: list[Any] = []
         self._acceptors = [self._prepare_acceptor(descriptor) for descriptor in birth.listeners]
-        self._statm = os.open("/proc/self/statm", os.O_RDONLY | os.O_CLOEXEC)
-        self._full = False
-        self._steps_back = 0
-        self._draining = False
+        self._full = self._draining = False
+        self._steps_back = self._refused = self._turned_away = 0
+        self._draining_since_s = 0.0
         self._over = gevent.event.Event()
         self._databases = application.make_databases()
         self._state: dict[str, Any] = {}
@@ -155,15 +167,17 @@ class Worker:
             application.door.leave_the_far_end()
         self._launches = application.connect_scripts(self._log)
         self._recorder = Recorder(self._config.runtime_dir / FOLDER)
-        file = surroundings.access
-        self._access = AccessLog(file, self._identity, self._hub.loop.run_callback) if file else None
-        self._dispatcher = self._build_dispatcher()
         self._session_limits = application.session_limits
         self._header_limits = application.header_limits
         self._max_active = self._config.calls_per_worker
         self._waiting: WaitingRoom[Session] = WaitingRoom(self._config.max_queue, self._config.max_wait)
-        self._refused = 0
         self._peers: dict[str, bool] = {}
+        self._beat_s = min(BEAT_S, self._config.watchdog / 4) or BEAT_S
+        self._access = self._open_access_log()
+        self._showing = self._open_showing()
+        self._dispatcher = self._build_dispatcher()
+        self._lookout = self._post_lookout()
+        application.show_load(self._read_load)
 
     def run(self) -> int:
         """Live; return the exit code."""
@@ -172,21 +186,39 @@ class Worker:
         self._listen_to_signals()
         self._lifeline.start(self._on_master_gone)
         self._set_title()
+        self._lookout.start()
+        try:
+            if not self._is_fit():
+                return 1
+            self._begin_serving()
+            self._over.wait()
+            return self._end()
+        finally:
+            self._lookout.stop()
+
+    # --- beginning and end
+
+    def _is_fit(self) -> bool:
+        """Get ready to serve; False if that is not possible, which is logged."""
         try:
             self._application.open_databases(self._databases, self._log)
             for setup in self._application.setups:
                 setup(self._worker_context())
         except DatabaseUnavailable as error:
             self._log.error("cannot start: %s", error)
-            return 1
+            return False
         except BaseException:
             self._log.exception("cannot start")
-            return 1
-        self._begin_serving()
-        self._over.wait()
-        return self._end()
+            return False
+        return not self._birth.prove or all(map(self._passes, self._application.selftests))
 
-    # --- beginning and end
+    def _passes(self, selftest: Callable[[Context], object]) -> bool:
+        try:
+            selftest(self._worker_context())
+        except BaseException:
+            self._log.exception("self-test of %s failed", selftest.__module__)
+            return False
+        return True
 
     def _prepare_acceptor(self, descriptor: int) -> tuple[Any, Any, Callable[[], None]]:
         listener = _socket.socket(fileno=descriptor)
@@ -196,15 +228,58 @@ class Worker:
 
     def _build_dispatcher(self) -> Dispatcher:
         return Dispatcher(
-            table=self._application.table,
-            handlers=self._application.handlers,
+            table=self._application.served,
+            handlers={**self._application.handlers, **self._application.builtin},
             databases=self._databases,
             state=self._state,
             log=self._log,
-            access=self._access,
+            records=[*([self._access] if self._access else []), *self._showing.records],
             ref_prefix=f"{int(time.time()):x}-{self._pid:x}-",
             on_error=OnError.parse(self._config.on_error),
             recorder=self._recorder,
+            on_slow=self._showing.on_slow,
+        )
+
+    def _read_load(self) -> Load:
+        accepting = [facts for facts in self._board.occupied() if facts.state is WorkerState.READY]
+        return Load(
+            active=sum(facts.active for facts in accepting),
+            queued=sum(facts.queued for facts in accepting),
+            places=sum(facts.places for facts in accepting),
+            workers=len(accepting),
+            uptime_s=monotonic() - self._board.started_s,
+        )
+
+    def _open_access_log(self) -> AccessLog | None:
+        file = self._surroundings.access
+        if file is None:
+            return None
+        return AccessLog(file, self._identity, self._hub.loop.run_callback, self._config.log.format)
+
+    def _open_showing(self) -> Showing:
+        file = self._surroundings.slow
+        return Showing(
+            self._config.runtime_dir,
+            self._slot,
+            self._beat_s,
+            self._max_active,
+            self._config.max_queue + MOST_REFUSED,
+            [route.name for route in self._application.served.routes],
+            SlowLog(file, self._identity, self._config.log.format) if file else None,
+            self._log,
+        )
+
+    def _post_lookout(self) -> Lookout[Session]:
+        return Lookout(
+            self._hub,
+            self._config.runtime_dir / STACKS / str(self._birth.slot),
+            self._identity,
+            self._dispatcher.calls,
+            self._dispatcher.describe,
+            self._config.slow.blocked,
+            self._showing.slow_log,
+            self._log,
+            self._slot.set_lag,
         )
 
     def _worker_context(self) -> Context:
@@ -212,9 +287,7 @@ class Worker:
 
     def _begin_serving(self) -> None:
         self._beat()
-        watchdog_s = self._config.watchdog
-        beat_s = min(BEAT_S, watchdog_s / 4) if watchdog_s else BEAT_S
-        self._watch(self._hub.loop.timer(beat_s, repeat=beat_s), self._beat)
+        self._watch(self._hub.loop.timer(self._beat_s, repeat=self._beat_s), self._beat)
         self._watch(self._hub.loop.timer(SWEEP_S, repeat=SWEEP_S), self._sweep)
         if not self._draining:
             self._resume_accepting()
@@ -266,10 +339,15 @@ class Worker:
         if self._draining:
             return
         self._draining = True
+        self._draining_since_s = monotonic()
         self._slot.set_state(WorkerState.DRAINING)
         # Nobody else can take them over, and nobody new comes: they need not wait.
         while self._serve_next():
             pass
+        # Some may have come between the closing of the door and this order.
+        for session in self._sessions:
+            if session.fileno() >= 0:
+                welcome(session.fileno())
         self._leave_the_queue()
         self._end_if_idle()
 
@@ -306,7 +384,8 @@ class Worker:
             session.stop(now_s)
 
     def _reopen_logs(self) -> None:
-        reopen_all((self._surroundings.log, self._surroundings.access))
+        surroundings = self._surroundings
+        reopen_all((surroundings.log, surroundings.access, surroundings.slow))
 
     def _ring(self) -> None:
         try:
@@ -317,11 +396,21 @@ class Worker:
     # --- time
 
     def _beat(self) -> None:
-        watchdog_s = self._config.watchdog
+        now_s, watchdog_s = monotonic(), self._config.watchdog
         if watchdog_s:
-            self._slot.promise(monotonic() + watchdog_s)
-        self._recorder.look(time.time())
-        self._slot.set_rss(int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES)
+            self._slot.promise(now_s + watchdog_s)
+        if self._recorder.look(time.time()):
+            self._dispatcher.join_recordings()
+        if self._turned_away:
+            self._log.warning(
+                "%d calls were refused in the last %g s: every place in every worker is taken "
+                "(calls_per_worker: %d, max_queue: %d)",
+                *(self._turned_away, self._beat_s, self._max_active, self._config.max_queue),
+            )
+            self._turned_away = 0
+        files = {self._surroundings.log, self._surroundings.access, self._surroundings.slow}
+        lost_lines = sum(file.lost_lines for file in files if file is not None)
+        self._showing.publish(now_s, len(self._waiting), lost_lines, self._databases.values())
         self._set_title()
 
     def _set_title(self) -> None:
@@ -331,11 +420,18 @@ class Worker:
 
     def _sweep(self) -> None:
         now_s = monotonic()
-        late = [session for session in self._sessions if session.deadline_s <= now_s]
-        for session in late:
-            session.expire(now_s)
+        due = [each for each in self._sessions if each.slow_at_s <= now_s or each.deadline_s <= now_s]
+        # Whoever is left is told of at the next look, or at the end.
+        for session in islice((each for each in due if each.slow_at_s <= now_s), MOST_SLOW):
+            self._dispatcher.report_slow(session)
+        for session in due:
+            if session.deadline_s <= now_s:
+                session.expire(now_s)
+        if self._draining:
+            for session in list(self._sessions):
+                session.end_draining(self._draining_since_s, now_s)
         for session in self._waiting.give_up(now_s):
-            self._begin(session, self._refuse_overload)
+            self._begin_waiting(session, self._refuse_overload)
         self._end_if_idle()
 
     # --- accepting
@@ -411,16 +507,29 @@ class Worker:
     def _begin_session(self, descriptor: int, address: Any) -> None:
         os.set_blocking(descriptor, False)
         peer = address[0] if isinstance(address, tuple) else "unix"
-        session = Session(descriptor, peer, self._hub, self._session_limits, self._header_limits)
+        row = self._showing.new_row()
+        session = Session(descriptor, peer, self._hub, self._session_limits, self._header_limits, row)
         if not self._may_call(peer):
             self._begin(session, self._deny)
         elif self._draining or (self._has_place and not len(self._waiting)):
             self._begin(session, self._serve)
-        elif not self._waiting.admit(session, monotonic()):
-            for gone in self._waiting.weed(lambda each: each.peer_has_closed):
-                self._begin(gone, self._refuse_overload)
-            if not self._waiting.admit(session, monotonic()):
-                self._begin(session, self._refuse_overload)
+        elif self._finds_room(session):
+            session.queues()
+        else:
+            self._begin(session, self._refuse_overload)
+
+    def _finds_room(self, session: Session) -> bool:
+        """Admit a call to the waiting room, if need be in the place of callers who have left."""
+        if self._waiting.admit(session, monotonic()):
+            return True
+        for gone in self._waiting.weed(lambda each: each.peer_has_closed):
+            self._begin_waiting(gone, self._refuse_overload)
+        return self._waiting.admit(session, monotonic())
+
+    def _begin_waiting(self, session: Session, serve: Callable[[Session], None]) -> None:
+        """Begin with a call that has waited until now."""
+        session.called_in()
+        self._begin(session, serve)
 
     def _begin(self, session: Session, serve: Callable[[Session], None]) -> None:
         self._slot.call_begins()
@@ -430,8 +539,7 @@ class Worker:
         """Serve who has waited longest, if anybody waits."""
         session = self._waiting.call_in()
         if session is not None:
-            session.begin_header()
-            self._begin(session, self._serve)
+            self._begin_waiting(session, self._serve)
         return session is not None
 
     def _serve(self, session: Session) -> None:
@@ -441,6 +549,7 @@ class Worker:
         self._refuse(session, "denied", "the address is not in allow")
 
     def _refuse_overload(self, session: Session) -> None:
+        self._turned_away += 1
         self._refuse(session, "overload", "every place in every worker is taken")
 
     def _refuse(self, session: Session, outcome: str, reason: str) -> None:
@@ -457,6 +566,9 @@ class Worker:
     def _carry(self, session: Session, serve: Callable[[Session], bool | None]) -> None:
         """Carry a session to its end, come what may, and count it unless it was a mere probe."""
         self._sessions.add(session)
+        if self._draining:
+            # It may have waited since before the door was closed.
+            welcome(session.fileno())
         failed: bool | None = True
         try:
             failed = serve(session)
@@ -465,6 +577,7 @@ class Worker:
             session.fail()
         finally:
             self._sessions.discard(session)
+            session.row.release()
             if failed is None:
                 self._slot.probe_ends()
             elif self._slot.call_ends(failed):

@@ -40,8 +40,9 @@ MASTER_SIGNALS: Final = (
 
 _TICK_S: Final = 1.0
 #: Makes ready for workers: given what the master said of this generation and the descriptors that came
-#: with it, returns the life of a worker, which takes its slot and returns its exit code.
-Prepare = Callable[[Begin, list[int]], Callable[[int], int]]
+#: with it, returns the life of a worker, which takes its slot and whether it has to prove itself, and returns
+#: its exit code.
+Prepare = Callable[[Begin, list[int]], Callable[[int, bool], int]]
 
 
 class Companion(Protocol):
@@ -82,7 +83,7 @@ class Zygote:
         """
         self._channel = channel
         self._prepare = prepare
-        self._worker: Callable[[int], int] | None = None
+        self._worker: Callable[[int, bool], int] | None = None
         self._worker_signals = worker_signals
         self._reopen_logs = reopen_logs
         self._set_title = set_title
@@ -122,11 +123,12 @@ class Zygote:
             self._worker = self._prepare(message, descriptors)
             self._set_title(f"fastagi-pool: loader (gen {message.generation})")
         elif isinstance(message, Fork):
-            self._fork(message.slot)
+            self._fork(message)
         elif isinstance(message, ReopenLogs):
             self._reopen_logs()
 
-    def _fork(self, slot: int) -> None:
+    def _fork(self, order: Fork) -> None:
+        slot = order.slot
         signal.pthread_sigmask(signal.SIG_BLOCK, self._worker_signals)
         try:
             pid = os.fork()
@@ -134,21 +136,21 @@ class Zygote:
             answer: Message = ForkFailed(slot, str(error))
         else:
             if pid == 0:
-                self._become_worker(slot)
+                self._become_worker(order)
             answer = Forked(slot, pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self._worker_signals)
         self._channel.send(answer)
 
-    def _become_worker(self, slot: int) -> NoReturn:
+    def _become_worker(self, order: Fork) -> NoReturn:
         code = 1
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._channel.close()
             if self._worker is not None:
-                code = self._worker(slot)
+                code = self._worker(order.slot, order.prove)
         except BaseException:
-            logging.getLogger(LOGGER_NAME).exception("worker=%d could not live", slot)
+            logging.getLogger(LOGGER_NAME).exception("worker=%d could not live", order.slot)
         finally:
             # Not sys.exit: the interpreter would tear down, page by page, what we all share.
             os._exit(code)

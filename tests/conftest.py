@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import Any, Final, NoReturn
 
 import pytest
+from debian import ProgramMissingError, provide_program
 from mariadb import PASSWORD, MariaDBMissingError, MariaDBServer, find_mariadb
 
 MARKERS: Final = {
     "mariadb": "needs a MariaDB server of its own",
     "asterisk": "needs an Asterisk of its own",
+    "package": "needs root, and a fresh Debian root folder",
     "slow": "takes more than some seconds",
 }
 
@@ -31,7 +33,7 @@ SCENARIO_LIMIT_S: Final = 120.0
 
 _NO_MARIADB: Final = "no MariaDB"
 #: How the reasons of skips begin that name a missing service.
-_NO_SERVICE: Final = (_NO_MARIADB, "no Asterisk", "no languages")
+_NO_SERVICE: Final = (_NO_MARIADB, "no Asterisk", "no languages", "no Debian", "no Chromium", "no promtool")
 _database_numbers = itertools.count(1)
 
 
@@ -69,6 +71,19 @@ class ManualClock:
     def __call__(self) -> float:
         """Tell the time."""
         return self.now_s
+
+
+@pytest.fixture
+def need_program() -> Callable[..., Path]:
+    """Give a function that finds or installs a program; see :func:`debian.provide_program`."""
+
+    def need(name: str, package: str) -> Path:
+        try:
+            return provide_program((name,), package)
+        except ProgramMissingError as error:
+            _do_without(str(error))
+
+    return need
 
 
 @pytest.fixture

@@ -97,6 +97,8 @@ class PoolService:
             "workers": 2,
             "runtime_dir": str(folder / "run"),
             "log": {"file": str(self.log_path), "access": str(self.access_path)},
+            # Its usual port is one for all pools of this machine.
+            "http": {"listen": "off"},
             "python_path": [str(python_path)],
             "routes": [dict(route) for route in routes],
         }

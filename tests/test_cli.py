@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -13,8 +12,8 @@ import pytest
 import yaml
 from service import COMMAND, PoolService
 
-from fastagi_pool.cli import Source, SourceKind
 from fastagi_pool.recording import Transcript, Turn
+from fastagi_pool.source import Source, SourceKind
 from fastagi_pool.testing import environment
 from fastagi_pool.version import VERSION
 
@@ -191,7 +190,7 @@ def test_routes_of_astguiclient(tmp_path: Path) -> None:
     assert done.stdout.splitlines()[1].split()[:2] == ["->", "default"]
 
 
-@pytest.mark.parametrize("command", ["check", "routes", "run", "status", "record"])
+@pytest.mark.parametrize("command", ["check", "routes", "run", "record"])
 def test_bad_astguiclient(command: str, tmp_path: Path) -> None:
     """A file that is missing or cannot be meant is exit code 2 and one line, without the password."""
     for path in (tmp_path / "none", astguiclient(tmp_path, VARDB_port="mysql")):
@@ -523,42 +522,7 @@ def test_replay_without_the_database(tmp_path: Path) -> None:
     assert len(done.stderr.splitlines()) == 1
 
 
-# --- status
-
-
-def test_status_of_a_running_pool(pool: PoolService) -> None:
-    """A running pool is exit code 0, and a row for each worker."""
-    done = run("status", "-c", pool.config_path)
-    assert (done.returncode, done.stderr) == (0, "")
-    first, _, *rows = done.stdout.splitlines()
-    assert first.startswith(f"master {pool.pid}: running, generation 1, up ")
-    assert {int(row.split()[2]) for row in rows} == {worker.pid for worker in pool.serving()}
-
-
-def test_status_as_json(pool: PoolService) -> None:
-    """The same for programs."""
-    done = run("status", "-c", pool.config_path, "--json")
-    assert done.returncode == 0
-    shown = json.loads(done.stdout)
-    assert (shown["master_pid"], shown["running"], shown["generation"]) == (pool.pid, True, 1)
-    assert [worker["state"] for worker in shown["workers"]] == ["ready", "ready"]
-
-
-def test_status_where_nothing_ran(config: Path) -> None:
-    """Where no pool has ever run the exit code is 3."""
-    done = run("status", "-c", config)
-    assert (done.returncode, done.stdout) == (3, "")
-    assert done.stderr.startswith(f"not running: no scoreboard in {config.parent}/run ")
-
-
-def test_status_of_a_pool_that_died(tmp_path: Path) -> None:
-    """Of a pool that was killed the last figures are shown, but the exit code is 3."""
-    pool = PoolService(tmp_path, tmp_path, _ROUTES)
-    pool.start()
-    pool.kill()
-    done = run("status", "-c", pool.config_path)
-    assert done.returncode == 3
-    assert "NOT RUNNING" in done.stdout
+# --- dialplan
 
 
 def test_dialplan(tmp_path: Path) -> None:

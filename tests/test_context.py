@@ -180,3 +180,76 @@ def test_a_context_holds_nothing_else() -> None:
     """A handler cannot leave something for later on its context by mistake."""
     with pytest.raises(AttributeError):
         context().surprise = 1  # type: ignore[attr-defined]
+
+
+# ---- where the time goes
+
+
+class Noted:
+    """Notes what a context tells of the time."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def queues(self) -> None:
+        """Note it."""
+        self.told.append("queues")
+
+    def called_in(self) -> None:
+        """Note it."""
+        self.told.append("called in")
+
+    def queries(self, statement: str, now_s: float) -> None:
+        """Note it."""
+        self.told.append(f"queries {statement}")
+
+    def waits(self, what: str, now_s: float) -> None:
+        """Note it."""
+        self.told.append(f"waits for {what}")
+
+    def answered(self, took_s: float, now_s: float) -> None:
+        """Note it."""
+        self.told.append(f"answered after {took_s:g}")
+
+
+def test_every_wait_for_a_database_is_told(databases: dict[str, Database]) -> None:
+    """The call's clocks hear of the connection, of each statement without its values, and of the commit."""
+    noted = Noted()
+    held = Context(databases, LOG, {}, clocks=noted)
+    with held.begin("main") as connection:
+        connection.execute(ADD, {"name": "Alice"})
+    told = [line for line in noted.told if not line.startswith("answered")]
+    assert told == [
+        "waits for a connection to database main",
+        "queries INSERT INTO caller (name) VALUES (?)",
+        "waits for COMMIT",
+    ]
+    waits_s = [float(line.split()[-1]) for line in noted.told[1::2]]
+    assert held.release() == (0, sum(waits_s))
+
+
+def test_waits_that_are_not_the_calls_alone() -> None:
+    """What several calls wait for together is told as a wait, and charged when it is over."""
+    noted = Noted()
+    held = Context({}, LOG, {}, clocks=noted)
+    held.waits_for_database("the rows of others")
+    held.charge_database(0.5)
+    assert noted.told == ["waits for the rows of others", "answered after 0.5"]
+    assert held.release() == (0, 0.5)
+
+
+def test_queueing_ends_with_whatever_ends_it() -> None:
+    """Time in the queue ends even if the wait is cut short."""
+    noted = Noted()
+    with pytest.raises(KeyError), Context({}, LOG, {}, clocks=noted).queueing():
+        raise KeyError
+    assert noted.told == ["queues", "called in"]
+
+
+def test_without_clocks_nothing_is_told() -> None:
+    """Outside of calls, as in ``setup``, time is nobody's."""
+    held = context()
+    with held.queueing():
+        held.waits_for_database("rows")
+        held.charge_database(1.0)
+    assert held.release() == (0, 1.0)

@@ -501,3 +501,45 @@ def test_the_report_holds_needs_against_limits(
 def test_sqlite_has_no_limits() -> None:
     """A database without a server grants everything."""
     assert server_limits(Database(DatabaseSettings("main", ("sqlite://",))).engine) is None
+
+
+# ---- facts
+
+
+def test_facts_of_a_database_in_use(database: Database) -> None:
+    """The facts count connections, who holds one, and statements; a closed connection is gone."""
+    before = database.facts()
+    assert (before.in_use, before.waiting, before.failures, before.down_reason) == (0, 0, 0, "")
+    with database.lease().connect() as connection:
+        connection.execute(text("SELECT 1"))
+        facts = database.facts()
+        assert (facts.in_use, facts.connected, facts.statements) == (
+            1,
+            before.connected,
+            before.statements + 1,
+        )
+        assert facts.seconds > before.seconds
+        connection.invalidate()
+        assert database.facts().connected == before.connected - 1
+    assert database.facts().in_use == 0
+    assert before.server
+
+
+def test_failed_statements_are_counted(database: Database) -> None:
+    """A statement that the database refuses is a failure of its."""
+    with database.lease().connect() as connection, pytest.raises(exc.DBAPIError):
+        connection.execute(text("SELECT * FROM nowhere"))
+    assert database.facts().failures == 1
+
+
+def test_facts_of_a_database_that_is_away(closed_port: socket.socket) -> None:
+    """A database that is away is told with the reason, and without a secret."""
+    host, port = closed_port.getsockname()
+    url = f"mysql+pymysql://user:{SECRET}@{host}:{port}/calls"
+    database = Database(DatabaseSettings("main", (url,), pool_size=1))
+    with pytest.raises(DatabaseUnavailable):
+        database.lease().connect()
+    facts = database.facts()
+    assert (facts.connected, facts.in_use, facts.failures, facts.server) == (0, 0, 1, "")
+    assert f"{host}:{port}/calls: " in facts.down_reason
+    assert SECRET not in facts.down_reason

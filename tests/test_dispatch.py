@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import shlex
 import socket
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from sqlalchemy import text
 from test_session import Link, connect, in_hub
 
 from fastagi_pool.call import Call
+from fastagi_pool.callboard import CallBoard, CallFacts, CallState, read_calls
 from fastagi_pool.context import Context
 from fastagi_pool.database import Database, DatabaseSettings
 from fastagi_pool.dispatch import Dispatcher, Handler
@@ -38,10 +40,12 @@ from fastagi_pool.errors import (
     ToldFailure,
     UpstreamUnavailable,
 )
-from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, current_call
+from fastagi_pool.logs import AccessLog, CallRecord, LogFile, PrintedLines, current_call
 from fastagi_pool.routes import Route, RouteKind, RouteTable
+from fastagi_pool.slowlog import SlowCall
 
 IDENTITY = "worker=3 gen=1 pid=42"
+CLOCKS = ("total_ms", "queued_ms", "asterisk_ms", "script_ms", "db_ms")
 OK = b"200 result=0\n"
 HANGUP = b"HANGUP\n200 result=0\n"
 
@@ -93,6 +97,7 @@ class House:
         self.log.addHandler(self.records)
         self.state: dict[str, Any] = {"shared": 1}
         self.handler: Handler = lambda call, context: None
+        self.slow: list[SlowCall] = []
         file = LogFile(str(self.path))
         route = Route("greeting", RouteKind.GLOB, "hello*", "x:y", options={"colour": "red"})
         self.dispatcher = Dispatcher(
@@ -101,9 +106,10 @@ class House:
             databases=self.databases,
             state=self.state,
             log=self.log,
-            access=AccessLog(file, IDENTITY, gevent.get_hub().loop.run_callback),
+            records=[AccessLog(file, IDENTITY, gevent.get_hub().loop.run_callback)],
             ref_prefix="6a01-2a-",
             on_error=self.on_error,
+            on_slow=self.slow.append,
         )
 
     def call(
@@ -503,7 +509,7 @@ def test_a_call_that_is_refused(house: House, outcome: str) -> None:
 
 def test_without_an_access_log(house: House) -> None:
     """A worker without access log serves all the same."""
-    silent = Dispatcher(RouteTable([]), {}, {}, {}, house.log, None, "x-")
+    silent = Dispatcher(RouteTable([]), {}, {}, {}, house.log, [], "x-")
     link = connect()
     running = link.run(silent.serve)
     link.say(environment("hello"))
@@ -784,7 +790,7 @@ def test_the_access_line_of_a_call(house: House) -> None:
     """The line holds what is known of the call at its end."""
     house.call(go_well, (OK,), script="hello-world?x=1")
     [line] = house.access
-    times = {name: line.pop(name) for name in ("total_ms", "asterisk_ms", "script_ms", "db_ms")}
+    times = {name: line.pop(name) for name in CLOCKS}
     assert line == {
         "worker": "3",
         "gen": "1",
@@ -913,3 +919,141 @@ def test_an_error_that_cannot_say_what_it_is(house: House) -> None:
 
     assert house.call(handler).heard[-1] == b"failure\n"
     assert house.outcomes == ["error"]
+
+
+# ---- what is shown of a call
+
+
+def test_others_see_whose_call_it_is(house: House, tmp_path: Path) -> None:
+    """Reference, script, channel and route stand in the call's row while the handler runs."""
+    path = tmp_path / "calls" / "0"
+    board = CallBoard.create(path, 0, 1, 1)
+    seen: list[CallFacts] = []
+    house.handler = lambda call, context: seen.extend(read_calls(path, 0))
+    link = connect(row=board.take())
+    running = link.run(house.dispatcher.serve)
+    link.say(environment("hello-world"))
+    link.hear_all()
+    link.peer.close()
+    running.result()
+    [facts] = seen
+    assert facts.state is CallState.SCRIPT
+    assert (facts.ref, facts.route, facts.script) == ("6a01-2a-1", "greeting", "hello-world")
+    assert (facts.uniqueid, facts.callerid, facts.peer) == ("1700000000.1", "100", "10.0.0.7")
+    [facts] = read_calls(path, 0)
+    assert facts.state is CallState.ENDING
+
+
+def test_time_in_a_queue_is_on_its_own_clock(house: House) -> None:
+    """What a handler waits for a place is told as queued, and not as its own time."""
+
+    def wait_for_a_place(call: Call, context: Context) -> None:
+        with context.queueing():
+            gevent.sleep(0.02)
+
+    house.call(wait_for_a_place)
+    [line] = house.access
+    assert float(line["queued_ms"]) >= 20.0 > float(line["script_ms"])
+
+
+def test_every_keeper_of_records_gets_each(house: House) -> None:
+    """The record of a call goes to all who keep records."""
+    kept: list[str] = []
+
+    class Keeper:
+        def write(self, record: CallRecord, wall_s: float) -> None:
+            kept.append(record.outcome)
+
+    dispatcher = Dispatcher(RouteTable([]), {}, {}, {}, house.log, [Keeper(), Keeper()], "x-")
+    link = connect()
+    running = link.run(lambda session: dispatcher.refuse(session, "denied", "no"))
+    link.hear_all()
+    link.peer.close()
+    running.result()
+    assert kept == ["denied", "denied"]
+
+
+# ---- slow calls
+
+
+def test_a_call_that_is_slow_is_told_with_its_stack(house: House) -> None:
+    """A call that is found slow while it runs is told once, with where it is and what it has said."""
+    house.route = {"slow_after_s": 0.001, "mask_digits": True}
+    house.__post_init__()
+    enough = gevent.event.Event()
+
+    def dawdle(call: Call, context: Context) -> None:
+        call.noop()
+        enough.wait()
+
+    house.handler = dawdle
+    link = connect()
+    running = link.run(house.dispatcher.serve)
+    link.say(environment("hello"))
+    command = link.hear_line().decode().rstrip()
+    link.say(OK)
+    gevent.sleep(0.01)
+    assert list(house.dispatcher.calls().values()) == [link.session]
+    in_hub(lambda: house.dispatcher.report_slow(link.session))
+    enough.set()
+    link.hear_all()
+    link.peer.close()
+    running.result()
+    [slow] = house.slow
+    assert (slow.ref, slow.route, slow.script, slow.uniqueid) == (
+        "6a01-2a-1",
+        "greeting",
+        "hello",
+        "1700000000.1",
+    )
+    assert (slow.state, slow.sent, slow.masked) == ("in script", 1, True)
+    assert slow.stack is not None
+    assert "enough.wait()" in slow.stack
+    assert slow.script_s >= 0.001
+    [said] = slow.commands
+    assert said.line == command
+    assert said.took_s is not None
+    assert 0 < said.at_s < slow.script_s + slow.asterisk_s + slow.queued_s
+    assert house.dispatcher.calls() == {}
+
+
+def test_a_slow_call_that_nobody_noticed_is_told_at_its_end(house: House) -> None:
+    """A call that blocked the worker, so that nobody could look, is told when it is over, without a stack."""
+    house.route = {"slow_after_s": 0.001}
+    house.__post_init__()
+
+    def block(call: Call, context: Context) -> None:
+        until_s = time.monotonic() + 0.002
+        while time.monotonic() < until_s:
+            pass
+
+    house.call(block)
+    [slow] = house.slow
+    assert (slow.state, slow.stack, slow.masked) == ("ending", None, False)
+    house.call(do_nothing)
+    assert len(house.slow) == 1
+
+
+def test_the_last_statement_of_a_slow_call(house: House, database: Database) -> None:
+    """The statement is told with placeholders, and the time that it took as part of the script's."""
+    house.databases["main"] = database
+    house.route = {"slow_after_s": 1e-9}
+    house.__post_init__()
+
+    def store(call: Call, context: Context) -> None:
+        with context.begin() as connection:
+            connection.execute(text("INSERT INTO caller (name) VALUES (:name)"), {"name": "Alice"})
+
+    house.call(store)
+    [slow] = house.slow
+    assert slow.statement == "INSERT INTO caller (name) VALUES (?)"
+    assert 0 < slow.database_s < slow.script_s
+
+
+def test_a_call_that_has_ended_cannot_be_described(house: House) -> None:
+    """Who asks too late is told so."""
+    link = connect()
+    with pytest.raises(KeyError):
+        house.dispatcher.describe(link.session)
+    link.session.close()
+    link.peer.close()

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import ast
 import re
-import shutil
 import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import pytest
 import yaml
 from test_docs import PROJECT, assert_can_be_given, blocks
 
@@ -151,9 +149,9 @@ def test_the_unit_starts_the_pool() -> None:
     assert "KillMode=mixed" in unit.splitlines()
 
 
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="no systemd")
-def test_systemd_understands_the_unit(tmp_path: Path) -> None:
+def test_systemd_understands_the_unit(tmp_path: Path, need_program: Callable[..., Path]) -> None:
     """No line of the unit is ignored."""
+    need_program("systemd-analyze", "systemd")
     [unit] = blocks(PAGE, "ini")
     path = tmp_path / "fastagi-pool.service"
     path.write_text(re.sub(r"^ExecStart=\S+", "ExecStart=/bin/true", unit, flags=re.MULTILINE))

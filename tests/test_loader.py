@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import resource
 import signal
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from fastagi_pool.config import load_text
 from fastagi_pool.errors import BootError
 from fastagi_pool.listeners import Address
 from fastagi_pool.loader import LauncherKeeper, claim_descriptors, describe
+from fastagi_pool.messages import Loaded
 from fastagi_pool.pool import PoolLimits
+from fastagi_pool.privileges import Identity
+from fastagi_pool.rotation import RotationSettings
 
 _YAML = """
 listen: ["127.0.0.1:0", "[::1]:4599", "unix:/tmp/x.sock", systemd]
@@ -80,14 +85,46 @@ def test_description_for_the_master(tmp_path: Path) -> None:
         ("systemd", "", 0, ""),
     ]
     assert (loaded.backlog, loaded.runtime_dir) == (99, "/tmp/nowhere")
-    assert (loaded.log_file, loaded.log_level, loaded.pid_file) == ("/tmp/nowhere.log", "debug", "")
+    assert (loaded.log["file"], loaded.log["level"], loaded.pid_file) == ("/tmp/nowhere.log", "debug", "")
 
 
 def test_description_is_plain(tmp_path: Path) -> None:
     """The description goes through JSON and comes back the same: the master decodes no objects."""
     loaded = describe(assemble(load_text(_YAML, "pool.yaml", tmp_path, {})))
-    for content in (loaded.limits, loaded.listen):
-        assert json.loads(json.dumps(content)) == content
+    assert Loaded(**json.loads(json.dumps(asdict(loaded)))) == loaded
+
+
+def test_description_of_what_surrounds_the_calls(tmp_path: Path) -> None:
+    """The master is told of the logs and their rotation, the observer, the user, and where to work."""
+    yaml = _YAML.replace("level: debug", "level: debug, access: /tmp/a.log, rotate: {every: day, keep: 5}")
+    user = pwd.getpwuid(os.getuid()).pw_name
+    yaml += (
+        f"http: {{listen: '127.0.0.1:99', allow: [10.0.0.0/8]}}\nslow: {{file: /tmp/a.log}}\nuser: {user}\n"
+    )
+    yaml += "umask: '027'\nchdir: /tmp\n"
+    loaded = describe(assemble(load_text(yaml, "pool.yaml", tmp_path, {})))
+    assert loaded.rotated == ["/tmp/nowhere.log", "/tmp/a.log"]
+    assert RotationSettings(**loaded.rotation) == RotationSettings(daily=True, size_bytes=0, keep=5)
+    assert loaded.observer == {"host": "127.0.0.1", "port": 99, "allow": ["10.0.0.0/8"]}
+    assert Identity(**loaded.identity).uid == os.getuid()
+    assert (loaded.umask, loaded.chdir) == ("027", "/tmp")
+
+
+def test_longest_drain_of_all(tmp_path: Path) -> None:
+    """The master waits for the route that gets longest; others are ended by the worker itself."""
+    yaml = _YAML.replace('hello"}', 'hello", drain_timeout: 2h}')
+    loaded = describe(assemble(load_text(yaml, "pool.yaml", tmp_path, {})))
+    assert loaded.limits["drain_timeout_s"] == 7200.0
+    yaml = _YAML.replace('hello"}', 'hello", drain_timeout: 1s}')
+    loaded = describe(assemble(load_text(yaml, "pool.yaml", tmp_path, {})))
+    assert loaded.limits["drain_timeout_s"] == 3600.0
+
+
+def test_nothing_is_shown_if_that_is_off(tmp_path: Path) -> None:
+    """Without an address the observer is told to show nothing, and without a user nobody changes."""
+    loaded = describe(assemble(load_text(_YAML + "http: {listen: 'off'}\n", "pool.yaml", tmp_path, {})))
+    assert (loaded.observer["host"], loaded.observer["port"]) == ("", 0)
+    assert loaded.identity == {}
 
 
 @pytest.mark.parametrize("needed", [0, 1])

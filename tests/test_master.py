@@ -8,59 +8,29 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import pytest
 from children import in_child
 
-from fastagi_pool.errors import BootError
 from fastagi_pool.master import (
     Master,
     MasterOptions,
     _await_end,
     _describe,
+    _forget_the_dead,
+    _is_readable,
     _is_somebodys_child,
     _kill,
-    _lock,
+    understand,
 )
-from fastagi_pool.messages import Channel, Refused
-from fastagi_pool.pool import ExitCode
-
-# --- the pid file
-
-
-def test_lock_holds_our_pid(tmp_path: Path) -> None:
-    """The file says who holds it, whatever it held before."""
-    path = tmp_path / "master.pid"
-    path.write_text("something longer than a process id\n")
-    descriptor = _lock(path)
-    assert path.read_text() == f"{os.getpid()}\n"
-    os.close(descriptor)
-
-
-def test_lock_is_exclusive(tmp_path: Path) -> None:
-    """A second master is told the process id of the first and what to do."""
-    path = tmp_path / "master.pid"
-    descriptor = _lock(path)
-
-    def try_to_lock() -> str:
-        with pytest.raises(BootError) as caught:
-            _lock(path)
-        return str(caught.value)
-
-    told = in_child(try_to_lock)
-    assert told == (f"another fastagi-pool (pid {os.getpid()}) holds {path}; give each its own runtime_dir")
-    assert path.read_text() == f"{os.getpid()}\n"
-    os.close(descriptor)
-
-
-def test_lock_goes_with_its_holder(tmp_path: Path) -> None:
-    """A master that died, however it died, locks nobody out."""
-    path = tmp_path / "master.pid"
-    in_child(lambda: _lock(path))
-    os.close(_lock(path))
-
+from fastagi_pool.messages import Channel, Loaded, Refused
+from fastagi_pool.notify import Notifier
+from fastagi_pool.pool import ExitCode, Phase, Pool, PoolLimits, WorkerHandle
+from fastagi_pool.takeover import LoaderState, MasterState, Program, TakeoverRefused
 
 # --- processes
 
@@ -127,10 +97,13 @@ def _life(loader: Any) -> tuple[int, list[str]]:
         reported: list[str] = []
         options = MasterOptions(
             loader=loader,
+            observer=lambda order, lifeline_fd: 0,
             report=reported.append,
             serving=lambda addresses: None,
             inherited=(),
             set_title=lambda title: None,
+            notifier=Notifier(),
+            program=Program(("/nonexistent",), "/"),
         )
         return int(Master(options).run()), reported
 
@@ -171,3 +144,108 @@ def test_loader_can_tell_that_the_master_lives() -> None:
         return 0
 
     assert _life(look) == (ExitCode.CONFIG, ["silence, wake-up -1"])
+
+
+# --- what a former program has left
+
+_LOADED: Final = Loaded(
+    limits={"workers": 2},
+    listen=[],
+    restricted=False,
+    backlog=16,
+    runtime_dir="/run/x",
+    pid_file="",
+    log={"file": "-", "level": "info", "format": "text", "facility": "daemon"},
+    rotated=[],
+    rotation={"daily": False, "size_bytes": 0, "keep": 14},
+    observer={"host": "", "port": 0, "allow": []},
+    identity={},
+    umask="",
+    chdir="",
+)
+
+
+def _left() -> MasterState:
+    """What a master with one worker hands over."""
+    pool = Pool(PoolLimits(workers=2), lambda: 0.0)
+    pool.handles[4] = WorkerHandle(4, 1, Phase.SERVING, 1.0, 1.0, pid=42)
+    return MasterState(
+        version="0.1",
+        board_fd=-1,
+        listeners={},
+        pid_files={},
+        bell=(-1, -1),
+        lifeline=(-1, -1),
+        loaders=(LoaderState(1, 41, -1, 1.0, asdict(_LOADED), ()), LoaderState(2, 43, -1, 1.0, None, ())),
+        loaded=asdict(_LOADED),
+        kept=(),
+        generations=2,
+        observer_pid=0,
+        pool=pool.state(),
+        supervision={"reloads": 3},
+    )
+
+
+def test_what_was_left_is_understood() -> None:
+    """Of what a former program has left this one makes what it works with."""
+    loaded, pool = understand(_left())
+    assert loaded == _LOADED
+    assert pool.handles[4].pid == 42
+
+
+def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
+    return {key: content for key, content in fields.items() if key != name}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        replace(_left(), loaded=_without(asdict(_LOADED), "umask")),
+        replace(_left(), loaded={**asdict(_LOADED), "further": 1}),
+        replace(_left(), loaders=(LoaderState(1, 41, -1, 1.0, {"further": 1}, ()),)),
+        replace(_left(), pool=_without(_left().pool, "handles")),
+        replace(_left(), pool={**_left().pool, "limits": {"further": 1}}),
+        replace(_left(), pool={**_left().pool, "handles": [{"dumped_in": None, "phase": "resting"}]}),
+        replace(_left(), supervision={"further": 1}),
+        replace(_left(), loaded={**asdict(_LOADED), "rotation": {"further": 1}}),
+        replace(_left(), loaded={**asdict(_LOADED), "observer": {"allow": [], "further": 1}}),
+        replace(_left(), loaded={**asdict(_LOADED), "log": _without(_LOADED.log, "facility")}),
+    ],
+)
+def test_what_is_too_different_is_refused(state: MasterState) -> None:
+    """What another version has left is refused as a whole if any part of it is not this version's."""
+    with pytest.raises(TakeoverRefused, match="cannot be read"):
+        understand(state)
+
+
+def test_figures_of_the_dead_are_removed(tmp_path: Path) -> None:
+    """What an earlier master's workers have left is not taken for this one's; nothing else is touched."""
+    left = [tmp_path / folder / "0" for folder in ("calls", "tallies", "stacks", "recordings")]
+    for path in left:
+        path.parent.mkdir()
+        path.touch()
+    _forget_the_dead(tmp_path)
+    assert [path.exists() for path in left] == [False, False, False, True]
+
+
+def test_a_link_is_not_followed_when_the_dead_are_forgotten(tmp_path: Path) -> None:
+    """What somebody's link in the runtime folder leads to stays, and the link goes; so do folders in ours."""
+    others, runtime_dir = tmp_path / "others", tmp_path / "run"
+    others.mkdir()
+    (others / "file").touch()
+    (runtime_dir / "tallies" / "below").mkdir(parents=True)
+    (runtime_dir / "calls").symlink_to(others)
+    _forget_the_dead(runtime_dir)
+    assert (others / "file").exists()
+    assert list(runtime_dir.iterdir()) == []
+
+
+def test_readable() -> None:
+    """Whether something waits to be read is seen without reading it."""
+    reading, writing = os.pipe()
+    assert not _is_readable(reading)
+    os.write(writing, b"x")
+    assert _is_readable(reading)
+    assert os.read(reading, 1) == b"x"
+    os.close(reading)
+    os.close(writing)

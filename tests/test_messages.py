@@ -29,8 +29,13 @@ LOADED = Loaded(
     backlog=511,
     runtime_dir="/run/fastagi-pool",
     pid_file="",
-    log_file="-",
-    log_level="info",
+    log={"file": "-", "level": "info", "format": "text", "facility": "daemon"},
+    rotated=["/var/log/fastagi-pool/error.log"],
+    rotation={"daily": True, "size_bytes": 0, "keep": 14},
+    observer={"host": "127.0.0.1", "port": 4578, "allow": ["10.0.0.0/8"]},
+    identity={},
+    umask="027",
+    chdir="",
 )
 
 

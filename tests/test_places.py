@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import gevent
 import pytest
@@ -156,3 +157,23 @@ def test_given_back_in_the_hub(taker: Callable[[Places, list[str], str], gevent.
     gevent.get_hub().loop.run_callback(places.give_back)
     waiter.get(timeout=LONG_S)
     assert served == ["a"]
+
+
+def test_only_a_wait_is_spent_in_the_queue() -> None:
+    """Whoever finds a place free has not queued; whoever waits has, until he is refused."""
+    places = Places(1, 1, 0.001)
+    seen: list[str] = []
+
+    @contextmanager
+    def queueing() -> Iterator[None]:
+        seen.append("begins")
+        try:
+            yield
+        finally:
+            seen.append("ends")
+
+    places.take(queueing)
+    assert seen == []
+    with pytest.raises(Overloaded, match="became free"):
+        places.take(queueing)
+    assert seen == ["begins", "ends"]

@@ -8,23 +8,28 @@ import re
 import resource
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+from disks import small_disk
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastagi_pool.call import Dialogue
 from fastagi_pool.errors import AGICallFinished, CallHangup, CallPeerGone, CallTimeout
+from fastagi_pool.logs import CallRecord
 from fastagi_pool.protocol import AgiConnection, Reply, Request
 from fastagi_pool.recording import (
     MOST_BYTES,
     DigitMask,
+    EventKind,
     OpenRecording,
     Order,
     RecordedDialogue,
     Recorder,
+    TraceEvent,
     Transcript,
     Turn,
     follow,
@@ -192,16 +197,29 @@ def test_reading_names_the_line() -> None:
         (Order(LATER_S, "p?n", "+49[0-9]*"), True),
         (Order(LATER_S, "pin", "100"), False),
         (Order(LATER_S, "other", "+49*"), False),
+        (Order(LATER_S, uniqueid="17*"), True),
+        (Order(LATER_S, uniqueid="17"), False),
+        (Order(LATER_S, "other", uniqueid="17*"), False),
     ],
 )
 def test_which_calls_fit(order: Order, fits: bool) -> None:
-    """A call fits if both globs do; an empty one always does."""
-    assert order.fits("pin", "+4930123") is fits
+    """A call fits if all globs do; an empty one always does."""
+    assert order.fits("pin", "+4930123", "1700000000.5") is fits
 
 
 @pytest.mark.parametrize(
     "fields",
-    [{"until_s": "x"}, {"one_in": 0}, {"one_in": 1.5}, {"route": 7}, {"callerid": None}],
+    [
+        {"until_s": "x"},
+        {"one_in": 0},
+        {"one_in": 1.5},
+        {"route": 7},
+        {"callerid": None},
+        {"uniqueid": 5.0},
+        {"live": 1},
+        {"calls": -1},
+        {"calls": 1.0},
+    ],
 )
 def test_what_is_no_order(fields: Mapping[str, object]) -> None:
     """An order over which a call could stumble cannot be made."""
@@ -815,6 +833,333 @@ def test_folder_that_cannot_be_read(desk: Desk) -> None:
     assert len(recorded_at(placed)) == 1
 
 
+# ---- live
+
+
+LIVE = Order(LATER_S, live=True)
+RECORD = CallRecord(
+    ref="ref",
+    route="pin",
+    script="pin",
+    outcome="error",
+    hung_up=False,
+    commands=3,
+    total_s=5.0,
+    asterisk_s=4.0,
+    script_s=0.5,
+    database_s=0.125,
+    peer="10.0.0.1",
+    uniqueid="17.5",
+    callerid="100",
+    error="dialled 1234",
+    queued_s=0.25,
+)
+
+
+def events_at(placed: Path) -> list[TraceEvent]:
+    """Read what was told of for an order."""
+    return [TraceEvent.from_json(line) for line in recording_of(placed).read_text().splitlines()]
+
+
+def told(placed: Path) -> list[tuple[EventKind, str]]:
+    """Read what was told of for an order, without the times."""
+    return [(event.kind, event.text) for event in events_at(placed)]
+
+
+def join(
+    desk: Desk,
+    dialogue: Dialogue,
+    running: OpenRecording | None = None,
+    *,
+    mask: bool = False,
+    ref: str = "ref",
+) -> OpenRecording | None:
+    """Ask the recorder about a call in progress, as a worker does after a look that said so."""
+    return desk.recorder.join(route(mask_digits=mask), Request(ENVIRONMENT), ref, dialogue, running)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        TraceEvent(
+            "1", 0.0, EventKind.BEGIN, facts={"route": "pin", "environment": ENVIRONMENT, "joined": True}
+        ),
+        TraceEvent("1", 1.5, EventKind.ANSWER, "200 result=1 (two\nlines \udce9)"),
+        TraceEvent("1", 2.0, EventKind.END, "ok", {"total_s": 2.0}),
+    ],
+)
+def test_event_round_trip(event: TraceEvent) -> None:
+    """An event comes back from its line as it was, line ends and stray bytes included."""
+    line = event.to_json()
+    assert "\n" not in line
+    assert line.isascii()
+    assert TraceEvent.from_json(line) == event
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("", "Expecting value"),
+        ("[]", "list"),
+        ("7", "int"),
+        ("{}", "'facts' is missing"),
+        ('{"ref": "1", "at_s": 0, "kind": "nap", "text": "", "facts": {}}', "nap"),
+        ('{"ref": "1", "at_s": "soon", "kind": "end", "text": "", "facts": {}}', "soon"),
+        ('{"ref": "1", "at_s": 0, "kind": "end", "text": "", "facts": []}', "list"),
+    ],
+)
+def test_what_is_no_event(line: str, why: str) -> None:
+    """A line that is no event is refused, and it is said why."""
+    with pytest.raises(ValueError, match=re.escape(why)) as caught:
+        TraceEvent.from_json(line)
+    assert str(caught.value).startswith("not an event of a call: ")
+
+
+def test_followed_call(desk: Desk) -> None:
+    """Every event of a call that is followed is in the file before the call goes on."""
+    placed = desk.order(LIVE)
+    request = Request(ENVIRONMENT)
+    dialogue = Scripted(OK, OK, hangup_at=1)
+    running = desk.recorder.begin(route(), request, "ref", dialogue)
+    assert running is not None
+    (begin,) = events_at(placed)
+    assert (begin.kind, begin.ref, begin.at_s >= 0.0) == (EventKind.BEGIN, "ref", True)
+    assert begin.facts == {
+        "route": "pin",
+        "began": running.began,
+        "environment": ENVIRONMENT,
+        "masked": False,
+        "joined": False,
+    }
+    running.dialogue.execute(b"ANSWER\n")
+    assert told(placed)[1:] == [(EventKind.COMMAND, "ANSWER"), (EventKind.ANSWER, "200 result=0")]
+    running.dialogue.execute(b"NOOP\n")
+    desk.recorder.end(running, "hangup", RECORD)
+    assert told(placed)[3:] == [
+        (EventKind.COMMAND, "NOOP"),
+        (EventKind.ANSWER, "200 result=0"),
+        (EventKind.HANGUP, "HANGUP"),
+        (EventKind.END, "hangup"),
+    ]
+    times = [event.at_s for event in events_at(placed)]
+    assert times == sorted(times)
+    assert not running.dialogue.turns
+
+
+def test_end_tells_the_clocks(desk: Desk) -> None:
+    """At the end the four clocks are told, which do not overlap, and what went wrong."""
+    placed = desk.order(LIVE)
+    running = desk.begin()
+    assert running is not None
+    desk.recorder.end(running, "error", RECORD)
+    assert events_at(placed)[-1].facts == {
+        "queued_s": 0.25,
+        "asterisk_s": 4.0,
+        "script_s": 0.375,
+        "database_s": 0.125,
+        "total_s": 5.0,
+        "commands": 3,
+        "error": "dialled 1234",
+    }
+
+
+def test_command_is_told_before_its_answer(desk: Desk) -> None:
+    """A command is in the file while Asterisk has not answered it; one that was never sent is taken back."""
+    placed = desk.order(LIVE)
+    seen: list[tuple[EventKind, str]] = []
+
+    class Watching(Scripted):
+        def execute(self, line: bytes) -> Reply:
+            seen.extend(told(placed)[1:])
+            return super().execute(line)
+
+    running = desk.recorder.begin(
+        route(), Request(ENVIRONMENT), "ref", Watching(AGICallFinished("finished", "NOOP"))
+    )
+    assert running is not None
+    with pytest.raises(AGICallFinished):
+        running.dialogue.execute(b"NOOP\n")
+    assert seen == [(EventKind.COMMAND, "NOOP")]
+    assert told(placed)[1:] == [(EventKind.COMMAND, "NOOP"), (EventKind.UNSENT, "NOOP")]
+
+
+def test_hangup_that_nobody_read_until_the_end(desk: Desk) -> None:
+    """A hangup that became known after the last command is told of before the end."""
+    placed = desk.order(LIVE)
+    dialogue = Scripted()
+    running = desk.recorder.begin(route(), Request(ENVIRONMENT), "ref", dialogue)
+    assert running is not None
+    dialogue.hung_up = True
+    desk.recorder.end(running, "ok")
+    assert told(placed)[1:] == [(EventKind.HANGUP, "HANGUP"), (EventKind.END, "ok")]
+    assert events_at(placed)[-1].facts == {}
+
+
+def test_masked_followed_call(desk: Desk) -> None:
+    """On a route with mask_digits no event holds what was dialled, neither does the error at the end."""
+    placed = desk.order(LIVE)
+    running = desk.begin(mask=True)
+    assert running is not None
+    running.dialogue.execute(b"GET DATA pin\n")
+    desk.recorder.end(running, "error", RECORD)
+    assert "1234" not in recording_of(placed).read_text()
+    assert events_at(placed)[0].facts["masked"]
+    assert events_at(placed)[-1].facts["error"] == "dialled ****"
+
+
+def test_only_live_orders_ask_for_calls_in_progress(desk: Desk) -> None:
+    """A look says that there is something to join when a live order comes, once, and for no other order."""
+    assert not desk.recorder.look(NOW_S)
+    place_order(desk.folder, "1", ALWAYS)
+    assert not desk.recorder.look(NOW_S)
+    assert join(desk, Scripted()) is None
+    place_order(desk.folder, "2", LIVE)
+    assert desk.recorder.look(NOW_S)
+    assert not desk.recorder.look(NOW_S)
+    assert join(desk, Scripted()) is None
+    place_order(desk.folder, "3", Order(NOW_S - 1, live=True))
+    assert not desk.recorder.look(NOW_S)
+
+
+def test_joined_call(desk: Desk) -> None:
+    """A call in progress is followed from its next command on, and its beginning says so."""
+    placed = desk.order(LIVE)
+    running = join(desk, Scripted(OK))
+    assert running is not None
+    running.dialogue.execute(b"ANSWER\n")
+    desk.recorder.end(running, "ok")
+    assert [kind for kind, _ in told(placed)] == [
+        EventKind.BEGIN,
+        EventKind.COMMAND,
+        EventKind.ANSWER,
+        EventKind.END,
+    ]
+    assert events_at(placed)[0].facts["joined"]
+    desk.order(Order(LATER_S, "other", live=True), "2")
+    assert join(desk, Scripted()) is None
+
+
+def test_joining_a_call_that_is_recorded(desk: Desk) -> None:
+    """A call that is being recorded is joined in the same recording, which stays whole."""
+    whole = desk.order(name="1")
+    running = desk.begin()
+    assert running is not None
+    live = desk.order(LIVE, "2")
+    assert join(desk, Scripted(), running) is running
+    running.dialogue.execute(b"GET DATA pin\n")
+    desk.recorder.end(running, "ok")
+    (found,) = recorded_at(whole)
+    assert [turn.line for turn in found.turns] == ["GET DATA pin", "200 result=1234"]
+    assert [text for _, text in told(live)] == ["", "GET DATA pin", "200 result=1234", "ok"]
+
+
+def test_two_that_follow_one_call(desk: Desk) -> None:
+    """Who comes later is told of the beginning and what follows; who was there hears no second beginning."""
+    first = desk.order(LIVE, "1")
+    running = desk.begin()
+    assert running is not None
+    second = desk.order(LIVE, "2")
+    assert join(desk, Scripted(), running) is running
+    desk.recorder.end(running, "ok")
+    assert [kind for kind, _ in told(first)] == [EventKind.BEGIN, EventKind.END]
+    assert [kind for kind, _ in told(second)] == [EventKind.BEGIN, EventKind.END]
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("GET DATA agent-pass 5000 4", "GET DATA agent-pass **** *"),
+        ('EXEC Dial "PJSIP/9912341"', 'EXEC Dial "PJSIP/*******"'),
+        ("SAY DIGITS 1A# x", "SAY DIGITS *** x"),
+        ("SAY ALPHA A BAD", "SAY ALPHA * ***"),
+        ("NOOP 1-2-3-4", "NOOP *-*-*-*"),
+        ("ANSWER", "ANSWER"),
+    ],
+)
+def test_late_mask(line: str, shown: str) -> None:
+    """Of a call that was joined nobody knows what was dialled before: all that may be digits is hidden."""
+    assert DigitMask(late=True).text(line) == shown
+
+
+def test_joined_masked_call(desk: Desk) -> None:
+    """On a route with mask_digits the events of a call that was joined hold no digits at all."""
+    placed = desk.order(LIVE)
+    running = join(desk, Scripted(Reply(200, "1", value="1234"), Reply(200, "5678")), mask=True)
+    assert running is not None
+    running.dialogue.execute(b"GET VARIABLE PIN\n")
+    running.dialogue.execute(b"GET DATA x\n")
+    desk.recorder.end(running, "error", RECORD)
+    texts = [text for _, text in told(placed)]
+    assert texts[1:5] == ["GET VARIABLE PIN", "200 result=1 (****)", "GET DATA x", "200 result=****"]
+    assert events_at(placed)[-1].facts["error"] == "dialled ****"
+
+
+def test_digits_that_were_dialled_between_two_that_follow(desk: Desk) -> None:
+    """What is dialled while nobody follows a call is hidden from who joins it afterwards."""
+    first = desk.order(LIVE, "1")
+    request, dialogue = Request(ENVIRONMENT), Scripted(OK, Reply(200, "1234"), OK)
+    running = desk.recorder.begin(route(mask_digits=True), request, "ref", dialogue)
+    assert running is not None
+    recording_of(first).unlink()
+    running.dialogue.execute(b"NOOP\n")
+    running.dialogue.execute(b"GET DATA pin\n")
+    second = desk.order(LIVE, "2")
+    assert join(desk, dialogue, running, mask=True) is running
+    running.dialogue.execute(b"SET VARIABLE PIN 1234\n")
+    assert [text for kind, text in told(second) if kind is EventKind.COMMAND] == ["SET VARIABLE PIN ****"]
+
+
+def test_a_worker_follows_so_many_calls(desk: Desk) -> None:
+    """With a bound a worker takes no more calls than that, those in progress included."""
+    placed = desk.order(Order(LATER_S, live=True, calls=2))
+    assert join(desk, Scripted(), ref="a") is not None
+    assert desk.begin() is not None
+    assert desk.begin() is None
+    assert len(events_at(placed)) == 2
+
+
+def test_order_that_is_withdrawn_while_a_call_is_followed(desk: Desk) -> None:
+    """When nobody follows any more the call goes on untold, and nothing counts as lost."""
+    placed = desk.order(LIVE)
+    running = desk.begin()
+    assert running is not None
+    withdraw_order(placed)
+    running.dialogue.execute(b"GET DATA pin\n")
+    assert running.dialogue.on_event is None
+    desk.recorder.end(running, "ok")
+    assert desk.recorder.lost == 0
+    assert not recording_of(placed).exists()
+
+
+def test_full_file_of_a_followed_call(desk: Desk, caplog: pytest.LogCaptureFixture) -> None:
+    """A file that is full ends the following of a call with one warning; the call goes on."""
+    placed = desk.order(LIVE)
+    dialogue = Scripted(*[OK] * 5)
+    running = desk.recorder.begin(route(), Request(ENVIRONMENT), "ref", dialogue)
+    assert running is not None
+    os.truncate(recording_of(placed), MOST_BYTES - 10)
+    caplog.set_level("WARNING", logger="fastagi_pool")
+    for _ in range(5):
+        running.dialogue.execute(b"NOOP\n")
+    assert desk.recorder.lost == 1
+    assert len(dialogue.sent) == 5
+    assert recording_of(placed).stat().st_size == MOST_BYTES - 10
+
+
+def test_following_has_no_end_by_length(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A call that grows too long to be recorded as a whole is followed to its end."""
+    monkeypatch.setattr("fastagi_pool.recording.MOST_CHARACTERS", 200)
+    whole, live = desk.order(name="1"), desk.order(LIVE, "2")
+    running = desk.recorder.begin(route(), Request(ENVIRONMENT), "ref", Scripted(*[OK] * 10))
+    assert running is not None
+    for _ in range(10):
+        running.dialogue.execute(b"NOOP\n")
+    desk.recorder.end(running, "ok")
+    assert running.dialogue.too_long
+    assert recorded_at(whole) == []
+    assert len(events_at(live)) == 22
+
+
 # ---- the commands' side
 
 
@@ -828,6 +1173,17 @@ def test_placed_order(tmp_path: Path) -> None:
     assert recording_of(placed).stat().st_mode & 0o777 == 0o600
     with pytest.raises(FileExistsError):
         place_order(folder, "7", ALWAYS)
+
+
+def test_an_order_for_which_there_is_no_room(tmp_path: Path) -> None:
+    """On a full disk nothing is left of an order that could not be written: nobody would remove it."""
+    with small_disk(16) as folder:
+        (folder / "recordings").mkdir()
+        with suppress(OSError):
+            (folder / "full").write_bytes(bytes(1 << 16))
+        with pytest.raises(OSError, match="No space left"):
+            place_order(folder / "recordings", "1", ALWAYS)
+        assert list((folder / "recordings").iterdir()) == []
 
 
 def test_following(tmp_path: Path) -> None:

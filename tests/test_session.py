@@ -5,12 +5,14 @@ The handler's side runs in a greenlet of its own; the test's own greenlet is the
 
 from __future__ import annotations
 
+import math
 import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from time import monotonic
 from typing import Any
 
@@ -18,7 +20,9 @@ import gevent
 import gevent.event
 import gevent.socket
 import pytest
+from conftest import ManualClock
 
+from fastagi_pool.callboard import NO_ROW, CallBoard, CallFacts, CallRow, CallState, Clocks, read_calls
 from fastagi_pool.errors import (
     AGICallFinished,
     CallEnded,
@@ -30,7 +34,14 @@ from fastagi_pool.errors import (
     RemoteProtocolError,
 )
 from fastagi_pool.protocol import HeaderLimits, Reply, Request
-from fastagi_pool.session import CLOSING_S, HANGUP_GRACE_S, Session, SessionLimits
+from fastagi_pool.session import (
+    CLOSING_S,
+    HANGUP_GRACE_S,
+    REMEMBERED_COMMANDS,
+    Said,
+    Session,
+    SessionLimits,
+)
 
 #: Far more than anything here takes.
 WAIT_S = 5.0
@@ -141,6 +152,7 @@ def tcp_pair() -> tuple[socket.socket, socket.socket]:
 def connect(
     pair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair,
     limits: SessionLimits = LIMITS,
+    row: CallRow = NO_ROW,
 ) -> Link:
     """Make a session with a peer."""
     ours, theirs = pair()
@@ -148,7 +160,7 @@ def connect(
     family = theirs.family
     peer = gevent.socket.socket(family, socket.SOCK_STREAM, fileno=theirs.detach())
     peer.settimeout(WAIT_S)
-    session = Session(ours.detach(), "10.0.0.7", gevent.get_hub(), limits, HeaderLimits())
+    session = Session(ours.detach(), "10.0.0.7", gevent.get_hub(), limits, HeaderLimits(), row)
     return Link(session, peer)
 
 
@@ -886,6 +898,17 @@ def test_fail_does_not_wait_for_ever(link: Link) -> None:
         os.fstat(descriptor)
 
 
+def test_waiting_for_asterisk_to_close_makes_no_call_slow(link: Link) -> None:
+    """While Asterisk reads the last words the handler has ended, and its time does not run on."""
+    link.greet()
+    link.session.begin(SessionLimits(slow_s=5.0))
+    running = link.run(lambda session: session.fail())
+    assert link.hear_all() == b"failure\n"
+    assert link.session.slow_at_s == math.inf
+    link.peer.close()
+    running.result()
+
+
 def test_fail_is_interrupted_by_a_stranger(link: Link) -> None:
     """A time-out that a handler left running ends the waiting, and does not escape from it."""
     link.greet()
@@ -1350,3 +1373,266 @@ def test_many_exchanges_with_hangups_at_any_place(link: Link, listener: Listener
         link.say(piece)
     running.result()
     assert b"".join(taken) == said
+
+
+# ---- what others see, and where the time goes
+
+
+@dataclass
+class Watched:
+    """A session on a call board, with a clock that stands still until it is told.
+
+    Attributes:
+        link: The session and its peer.
+        clock: The session's clock.
+        path: The call board.
+    """
+
+    link: Link
+    clock: ManualClock
+    path: Path
+
+    @property
+    def session(self) -> Session:
+        """The session."""
+        return self.link.session
+
+    @property
+    def seen(self) -> CallFacts:
+        """What others see of the call."""
+        [facts] = read_calls(self.path, 0)
+        return facts
+
+    def ask(self, line: bytes, asterisk_s: float, reply: bytes = b"200 result=0\n") -> CallFacts:
+        """Have a command carried out that takes so long; return what was seen meanwhile."""
+        running = self.link.run(lambda session: session.execute(line))
+        self.link.hear(len(line))
+        seen = self.seen
+        self.clock.now_s += asterisk_s
+        self.link.say(reply)
+        running.result()
+        return seen
+
+
+@pytest.fixture
+def watched(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    """A session whose call others see."""
+    monkeypatch.setattr("fastagi_pool.session.monotonic", clock)
+    board = CallBoard.create(tmp_path / "calls" / "0", 0, os.getpid(), 10)
+    link = connect(row=board.take())
+    yield Watched(link, clock, tmp_path / "calls" / "0")
+    link.session.close()
+    link.peer.close()
+
+
+def test_others_see_what_a_call_does(watched: Watched) -> None:
+    """Every step of a call stands in its row: the environment, the script, a command, the end of it."""
+    states = [watched.seen.state]
+    watched.link.greet()
+    watched.session.row.routed("greeting", watched.clock())
+    states.append(watched.seen.state)
+    seen = watched.ask(b"NOOP 1\n", asterisk_s=2.0)
+    assert (seen.state, seen.command, seen.commands, seen.hung_up) == (CallState.ASTERISK, "NOOP 1", 1, False)
+    states.append(watched.seen.state)
+    watched.session.finish()
+    states.append(watched.seen.state)
+    assert states == [CallState.HEADER, CallState.SCRIPT, CallState.SCRIPT, CallState.FINISHED]
+
+
+def test_others_see_a_hangup(watched: Watched) -> None:
+    """That the caller has hung up is seen while the handler goes on."""
+    watched.link.greet()
+    with pytest.raises(CallHangup):
+        watched.ask(b"NOOP 1\n", 1.0, b"HANGUP\n200 result=0\n")
+    assert watched.seen.hung_up
+
+
+def test_four_clocks(watched: Watched) -> None:
+    """Each second of a call goes to one clock, in the session as in its row."""
+    session, clock = watched.session, watched.clock
+    session.queues()
+    clock.now_s += 1.0
+    session.called_in()
+    watched.link.greet()
+    session.row.routed("greeting", clock())
+    clock.now_s += 2.0
+    session.queues()
+    clock.now_s += 4.0
+    session.called_in()
+    session.queries("SELECT 1", clock())
+    clock.now_s += 8.0
+    session.answered(8.0, clock())
+    watched.ask(b"NOOP 1\n", asterisk_s=16.0)
+    clock.now_s += 32.0
+    expected = Clocks(queued_s=5.0, asterisk_s=16.0, script_s=34.0, database_s=8.0)
+    assert session.clocks(clock()) == watched.seen.clocks(clock()) == expected
+    session.settle()
+    assert (session.queued_s, session.asterisk_s, session.script_s, session.database_s) == (
+        5.0,
+        16.0,
+        42.0,
+        8.0,
+    )
+
+
+@pytest.mark.parametrize("state", [CallState.QUEUED, CallState.DATABASE])
+def test_a_running_clock(watched: Watched, state: CallState) -> None:
+    """What runs counts up to now, and is told with the time at which it began."""
+    session, clock = watched.session, watched.clock
+    watched.link.greet()
+    clock.now_s += 1.0
+    if state is CallState.QUEUED:
+        session.queues()
+    else:
+        session.waits("a connection", clock())
+    began_s = clock()
+    clock.now_s += 2.0
+    assert (session.state, session.since_s) == (state, began_s)
+    clocks = session.clocks(clock())
+    assert (clocks.queued_s, clocks.script_s, clocks.database_s) == (
+        (2.0, 1.0, 0.0) if state is CallState.QUEUED else (0.0, 1.0, 2.0)
+    )
+
+
+def test_the_last_statement_is_kept(watched: Watched) -> None:
+    """A wait for a commit is seen, but does not displace the statement that it is for."""
+    session, clock = watched.session, watched.clock
+    session.queries("INSERT INTO caller", clock())
+    session.answered(0.1, clock())
+    session.waits("COMMIT", clock())
+    assert (session.statement, watched.seen.statement) == ("INSERT INTO caller", "COMMIT")
+
+
+def test_of_a_masked_call_only_what_a_statement_does_is_seen(watched: Watched) -> None:
+    """On a route with mask_digits no statement with a caller's digits in it is seen from outside."""
+    session, clock = watched.session, watched.clock
+    session.begin(SessionLimits(masked=True))
+    session.queries("\n  SELECT name FROM agents WHERE pin = 4711", clock())
+    assert watched.seen.statement == "SELECT"
+    session.waits("a connection to database main", clock())
+    assert watched.seen.statement == "a connection to database main"
+
+
+def test_a_wait_in_the_queue_takes_nothing_from_the_handler(watched: Watched) -> None:
+    """After a wait for a place the handler has as much time left as before, and the environment all."""
+    session, clock = watched.session, watched.clock
+    session.queues()
+    clock.now_s += 100.0
+    session.called_in()
+    assert session.deadline_s == clock() + LIMITS.header_s
+    watched.link.greet()
+    clock.now_s += 10.0
+    session.queues()
+    clock.now_s += 100.0
+    session.called_in()
+    assert session.deadline_s == clock() + LIMITS.script_s - 10.0
+
+
+# ---- slow calls
+
+
+def test_when_a_call_becomes_slow(watched: Watched) -> None:
+    """Only the handler's own time makes a call slow, and it is found so once."""
+    session, clock = watched.session, watched.clock
+    watched.link.greet()
+    session.begin(SessionLimits(slow_s=5.0))
+    assert session.slow_at_s == clock() + 5.0
+    clock.now_s += 1.0
+    running = watched.link.run(lambda session: session.execute(b"NOOP 1\n"))
+    watched.link.hear_line()
+    assert session.slow_at_s == math.inf
+    clock.now_s += 100.0
+    watched.link.say(b"200 result=0\n")
+    running.result()
+    assert (session.slow_at_s, session.exceeds) == (clock() + 4.0, False)
+    clock.now_s += 4.0
+    session.settle()
+    assert (session.slow, session.exceeds) == (False, True)
+    session.find_slow()
+    assert (session.slow, session.exceeds, session.slow_at_s) == (True, False, math.inf)
+
+
+def test_without_a_measure_no_call_is_slow(watched: Watched) -> None:
+    """With 0 a call is never slow, and its commands are not kept."""
+    watched.link.greet()
+    watched.session.begin(SessionLimits(script_s=0.0, slow_s=0.0))
+    watched.clock.now_s += 1e6
+    watched.ask(b"NOOP 1\n", 1.0)
+    assert (watched.session.slow_at_s, watched.session.exceeds) == (math.inf, False)
+    assert watched.session.said() == []
+
+
+def test_more_may_be_said_while_somebody_asks(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may ask what a call said while it says more: else a dump would name no call at all."""
+    session = watched.session
+    watched.link.greet()
+    session.begin(SessionLimits(slow_s=5.0))
+    watched.ask(b"NOOP 1\n", asterisk_s=0.5)
+
+    def meanwhile(*parts: Any) -> Said:
+        session._asterisk_is_done()
+        return Said(*parts)
+
+    monkeypatch.setattr("fastagi_pool.session.Said", meanwhile)
+    assert [each.line for each in session.said()] == [b"NOOP 1\n"]
+
+
+def test_the_last_commands_are_kept(watched: Watched) -> None:
+    """The last commands are known with their times, long ones cut, and the one that runs without its end."""
+    watched.link.greet()
+    watched.session.begin(SessionLimits(slow_s=5.0))
+    for number in range(REMEMBERED_COMMANDS + 1):
+        watched.ask(b"NOOP %d\n" % number, asterisk_s=0.5)
+    watched.ask(b"NOOP " + b"x" * 1000 + b"\n", asterisk_s=0.5)
+    running = watched.link.run(lambda session: session.execute(b"NOOP last\n"))
+    watched.link.hear_line()
+    *ended, last = watched.session.said()
+    assert len(ended) == REMEMBERED_COMMANDS
+    assert ended[0] == (watched.clock() - 0.5 * REMEMBERED_COMMANDS, b"NOOP 2\n", 0.5)
+    assert len(ended[-1].line) == 200
+    assert last == (watched.clock(), b"NOOP last\n", None)
+    watched.link.say(b"200 result=0\n")
+    running.result()
+    assert watched.session.said()[-1] == (watched.clock(), b"NOOP last\n", 0.0)
+
+
+# ---- draining
+
+
+def wait_for_ever(session: Session) -> None:
+    """Be a handler that does not end."""
+    gevent.event.Event().wait(WAIT_S)
+
+
+@pytest.mark.parametrize(("passed_s", "stopped"), [(4.9, False), (5.0, True)])
+def test_a_draining_worker_ends_a_call_in_time(link: Link, passed_s: float, stopped: bool) -> None:
+    """A call is stopped when its route's time is over, counted from the beginning of the draining."""
+    link.greet()
+    link.session.begin(SessionLimits(drain_s=5.0))
+    running = link.run(wait_for_ever)
+    in_hub(lambda: link.session.end_draining(100.0, 100.0 + passed_s))
+    gevent.sleep(0)
+    assert running.is_over is stopped
+    in_hub(lambda: link.session.stop(monotonic()))
+    with pytest.raises(CallStopped):
+        running.result()
+
+
+def test_without_a_limit_a_draining_worker_ends_no_call(link: Link) -> None:
+    """A call that has found no route yet has limits of its own."""
+    link.session.end_draining(0.0, 1e9)
+    link.greet()
+    running = link.run(lambda session: session.execute(b"NOOP 1\n"))
+    link.say(b"200 result=0\n")
+    assert running.result() == OK
+
+
+def test_a_call_that_tells_its_failure_is_left_alone(link: Link) -> None:
+    """A call that is being closed is not interrupted once more by the draining."""
+    link.greet()
+    link.session.begin(SessionLimits(drain_s=0.0))
+    running = link.run(lambda session: session.fail())
+    in_hub(lambda: link.session.end_draining(0.0, 1.0))
+    assert not running.is_over
+    link.peer.shutdown(socket.SHUT_WR)
+    running.result()

@@ -8,14 +8,16 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from select import poll
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import pytest
 
 from fastagi_pool.messages import Begin, Channel, Ended, Fork, Forked, Message, ReopenLogs
-from fastagi_pool.zygote import MASTER_SIGNALS, Zygote
+from fastagi_pool.zygote import MASTER_SIGNALS, Prepare, Zygote
 
 _Message = TypeVar("_Message", bound=Message)
+#: The life of a worker: its slot, and whether it has to prove itself.
+Life: TypeAlias = Callable[[int, bool], int]
 #: The generation whose zygote has a process besides its workers.
 WITH_COMPANION = 99
 
@@ -28,7 +30,7 @@ class RunningZygote:
         channel: The master's end of the conversation.
     """
 
-    def __init__(self, worker: Callable[[int], int]) -> None:
+    def __init__(self, worker: Life) -> None:
         self._companion = 0
         self._companion_wanted = False
         self._reading, self._writing = os.pipe()
@@ -98,15 +100,15 @@ class RunningZygote:
         os.close(self._writing)
         return os.waitstatus_to_exitcode(status)
 
-    def _told(self, worker: Callable[[int], int]) -> Callable[[Begin, list[int]], Callable[[int], int]]:
-        def prepare(begin: Begin, listeners: list[int]) -> Callable[[int], int]:
+    def _told(self, worker: Life) -> Prepare:
+        def prepare(begin: Begin, listeners: list[int]) -> Life:
             self._companion_wanted = begin.generation == WITH_COMPANION
 
-            def live(slot: int) -> int:
+            def live(slot: int, prove: bool) -> int:
                 blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
                 names = [socket.socket(fileno=listener).getsockname()[1] for listener in listeners]
                 self.say(f"slot={slot} gen={begin.generation} ports={names} blocked={blocked}")
-                return worker(slot)
+                return worker(slot, prove)
 
             return live
 
@@ -116,13 +118,17 @@ class RunningZygote:
         self.say("reopened")
 
 
-def _end_with_slot(slot: int) -> int:
+def _end_with_slot(slot: int, prove: bool) -> int:
     if slot == 66:
         raise ValueError("a worker with a bug")
     return slot
 
 
-def _wait_for_term(slot: int) -> int:
+def _say_whether_to_prove(slot: int, prove: bool) -> int:
+    return 10 + prove
+
+
+def _wait_for_term(slot: int, prove: bool) -> int:
     return int(signal.sigwait({signal.SIGTERM}))
 
 
@@ -210,6 +216,17 @@ def test_signal_before_the_worker_listens_is_kept() -> None:
     pid = running.fork(0)
     os.kill(pid, signal.SIGTERM)
     assert os.waitstatus_to_exitcode(running.expect(Ended).status) == signal.SIGTERM
+    assert running.end() == 0
+
+
+@pytest.mark.parametrize("prove", [False, True])
+def test_worker_hears_whether_to_prove_itself(prove: bool) -> None:
+    """What the master says of the self-test comes to the worker."""
+    running = RunningZygote(_say_whether_to_prove)
+    running.channel.send(Begin(1))
+    running.channel.send(Fork(0, prove))
+    running.expect(Forked)
+    assert os.waitstatus_to_exitcode(running.expect(Ended).status) == 10 + prove
     assert running.end() == 0
 
 

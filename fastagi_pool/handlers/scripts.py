@@ -91,7 +91,7 @@ class ScriptHandler:
         settings, request = self.settings, call.request
         file = settings.path(request.script, call.captures)
         self._refuse_unfit(file)
-        running = self._start(call, file)
+        running = self._start(call, context, file)
         script = _Script(running, settings, context.log)
         try:
             running.write(environment_lines(request, request.script, settings.arguments))
@@ -114,7 +114,7 @@ class ScriptHandler:
             self._fit.clear()
         self._fit[file] = identity
 
-    def _start(self, call: Call, file: str) -> Running:
+    def _start(self, call: Call, context: Context, file: str) -> Running:
         settings, request = self.settings, call.request
         if self._launches is None:
             raise ScriptFailed("nobody starts scripts here: connect() was not called")
@@ -124,7 +124,7 @@ class ScriptHandler:
         given = variables(request, request.script, settings.arguments)
         # What the route says of a variable holds.
         ours = {name: value for name, value in given.items() if name not in settings.process.environment}
-        self._places.take()
+        self._places.take(context.queueing)
         return self._launches.start(call.ref, file, arguments, ours, self._process, self._places.give_back)
 
 

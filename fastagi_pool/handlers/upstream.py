@@ -26,6 +26,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable, Collection, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
@@ -83,7 +84,7 @@ class UpstreamHandler:
             CallHangup: The caller hung up, and the other server has ended since.
             CallEnded: The call is over for another reason.
         """
-        turn, connection = self._connect(context.log)
+        turn, connection = self._connect(context)
         try:
             self._converse(call, context.log, turn, connection)
         finally:
@@ -107,11 +108,11 @@ class UpstreamHandler:
         if call.hung_up:
             raise CallHangup("the caller hung up")
 
-    def _connect(self, log: _Log) -> tuple[Turn, Connection]:
+    def _connect(self, context: Context) -> tuple[Turn, Connection]:
         """Connect to the first server that can be reached."""
-        tried: set[Server] = set()
+        log, tried = context.log, set[Server]()
         while True:
-            turn = self._turns.take(tried)
+            turn = self._turns.take(tried, context.queueing)
             try:
                 link = self._reach(turn.server)
             except OSError as error:
@@ -172,8 +173,12 @@ class _Turns:
         self._clock = clock
         self._waiting: deque[_Waiter] = deque()
 
-    def take(self, tried: Collection[Server]) -> Turn:
+    def take(self, tried: Collection[Server], queueing: Callable[[], AbstractContextManager[None]]) -> Turn:
         """Take a place at a server; wait for it if need be.
+
+        Args:
+            tried: Servers that are not wanted.
+            queueing: Makes what the wait is spent in.
 
         Raises:
             Overloaded: The queue is full, or the wait was too long.
@@ -185,7 +190,8 @@ class _Turns:
                 return turn
         if len(self._waiting) >= self._max_queue:
             raise self._overloaded(f"{len(self._waiting)} calls wait already")
-        return self._queue_up(_Waiter(tried))
+        with queueing():
+            return self._queue_up(_Waiter(tried))
 
     def _queue_up(self, waiter: _Waiter) -> Turn:
         self._waiting.append(waiter)

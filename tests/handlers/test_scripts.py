@@ -578,8 +578,8 @@ def test_a_script_that_hangs(scripts: Scripts) -> None:
 
 
 def test_places(scripts: Scripts) -> None:
-    """A place is taken until the process has ended, not until the call has; then it is free again."""
-    handler = scripts.handler(most_processes=1, max_queue=0, grace_s=30.0)
+    """A place is taken until its process has ended, not its call; who waits is on the queue's clock."""
+    handler = scripts.handler(most_processes=1, max_queue=1, max_wait_s=0.05, grace_s=30.0)
     stubborn = SH + "trap '' HUP; echo NOOP; while [ ! -e $0.end ]; do sleep 0.01; done"
     first = scripts.call(stubborn, route={"script_timeout": "1s"}, handler=handler)
     second = scripts.call("", route={"script_timeout": "1s"}, handler=handler)
@@ -591,6 +591,10 @@ def test_places(scripts: Scripts) -> None:
     assert (first.outcome, third.outcome) == ("timeout", "ok")
     assert isinstance(second.error, Overloaded)
     assert (second.status, second.outcome) == (AgiStatus.FAILURE, "overload")
+    assert first.record is not None
+    assert second.record is not None
+    assert first.record.queued_s == 0.0
+    assert second.record.queued_s > 0.04
 
 
 def test_a_place_after_a_launch_that_failed(scripts: Scripts) -> None:

@@ -154,7 +154,7 @@ class ByHand:
             request = self.session.receive_request()
             assert request is not None
             self.session.begin(SessionLimits())
-            handler(Call(request, self.session), Context({}, _log, {}))
+            handler(Call(request, self.session), Context({}, _log, {}, clocks=self.session))
             self.session.settle()
         except BaseException as raised:
             return raised
@@ -911,16 +911,18 @@ def test_a_queue(play_upstream: Callable[..., Upstream]) -> None:
 
 
 def test_a_wait_that_is_too_long(play_upstream: Callable[..., Upstream]) -> None:
-    """A call that waits for too long is told so, and leaves the queue to others."""
+    """A call that waits for too long is told so, and leaves the queue; it had no time of its own."""
     other = play_upstream(hold)
     handler = limited(other, max_queue=1, max_wait_s=0.05)
     first = ByHand(handler)
     assert first.file.readline() == b"NOOP\n"
 
     for _ in range(2):
-        late = ByHand(handler).outcome()
+        placed = ByHand(handler)
+        late = placed.outcome()
         assert isinstance(late, Overloaded)
         assert str(late).endswith("1 of 1), and none became free within 0.05 s")
+        assert placed.session.queued_s > 0.04 > placed.session.script_s
     end(first)
     assert end(ByHand(handler)) is not None
     wait_until(lambda: len(other.links) == 2)

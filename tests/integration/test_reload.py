@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 from service import PoolService, pids
 
+from fastagi_pool.status import read_status
 from fastagi_pool.testing import AgiStatus
 
 from .conftest import Pools, route
@@ -144,7 +148,42 @@ def test_generation_whose_workers_cannot_start(pools: Pools) -> None:
     assert stream.lost == []
     assert {result.variables["SAID"] for result in stream.results} == {"first"}
     assert pids(pool.serving()) == before
-    pool.await_that(lambda: len(pool.processes()) == 4, "has dismissed the loader that failed")
+    pool.await_that(lambda: len(pool.processes()) == 5, "has dismissed the loader that failed")
+
+
+def test_reloads_are_decided_one_after_the_other(pools: Pools) -> None:
+    """A reload that is asked for while another one's first worker starts is told of by itself, as refused."""
+    pool = start(pools)
+    gate = pool.folder / "gate"
+    waiting = f"def setup(context):\n    while not os.path.exists({str(gate)!r}):\n        time.sleep(0.01)\n"
+    write(pool, "import os, time\n" + _SAYING.format(word="second") + waiting)
+    pool.reload()
+    pool.await_log("gen=2 is loaded")
+    write(pool, "def saying(:\n")
+    pool.reload()
+    heard = re.compile(rf"master pid={pool.pid} reload\n")
+    pool.await_that(lambda: len(heard.findall(pool.logged())) == 2, "has heard of both")
+    gate.touch()
+    pool.await_log("reload refused")
+    runtime_dir = Path(pool.config["runtime_dir"])
+
+    def told() -> tuple[int, int, int, bool]:
+        status = read_status(runtime_dir, time.monotonic())
+        told = status.supervision
+        return status.generation, told.reloads, told.refused, "invalid syntax" in told.error
+
+    pool.await_that(lambda: told() == (2, 2, 1, True), "has told of both")
+
+
+def test_runtime_folder_stays(pools: Pools) -> None:
+    """A reload that names another runtime folder is refused: nobody would look there for its workers."""
+    pool = start(pools)
+    before = pids(pool.serving())
+    pool.configure(runtime_dir=str(pool.folder / "other"))
+    pool.reload()
+    pool.await_log(rf"reload refused, nothing changes: runtime_dir stays {pool.folder}/run while it runs")
+    pool.configure(runtime_dir=str(pool.folder / "run"))
+    assert pids(pool.serving()) == before
 
 
 @pytest.mark.slow
@@ -160,7 +199,7 @@ def test_many_reloads_lose_no_call(pools: Pools) -> None:
     pool.await_access(len(stream.results))
     assert {line["outcome"] for line in pool.access_lines()} == {"ok"}
     assert "ERROR" not in pool.logged()
-    pool.await_that(lambda: len(pool.processes()) == 4, "has dismissed old loaders and workers")
+    pool.await_that(lambda: len(pool.processes()) == 5, "has dismissed old loaders and workers")
 
 
 def test_reloads_in_quick_succession(pools: Pools) -> None:

@@ -78,6 +78,7 @@ def call_log(call: Call, context: Context) -> None:
     lost: list[str] = []
     lost_rows.set(lost)
     leg = Leg(desk.site, request, now, desk.tables, server, system)
+    context.waits_for_database(f"call_log {request.stage.value}")
     try:
         if request.stage is Stage.START:
             start(leg, call)
