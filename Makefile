@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help venv run test test-asterisk fuzz fuzz-1 fuzz-2 check format format-check lint types imports docs docs-check bench clean
+.PHONY: help venv run test test-asterisk test-package fuzz fuzz-1 fuzz-2 check format format-check lint types imports docs docs-check drills bench deb clean
 
 help:              ## Show the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -26,10 +26,13 @@ run: .venv/run     ## Start the demonstration in the foreground on 127.0.0.1:457
 	@$(BIN)/fastagi-pool run --demo
 
 test: .venv/dev    ## Run the tests, with a MariaDB server of their own
-	$(BIN)/pytest -m "not asterisk"
+	$(BIN)/pytest -m "not asterisk and not package"
 
 test-asterisk: .venv/dev ## Run the tests against a real Asterisk, which is unpacked privately
 	$(BIN)/pytest -m asterisk tests/external
+
+test-package: .venv/dev ## Install, upgrade and purge the Debian package in a fresh root folder (as root)
+	$(BIN)/pytest -m package tests/package
 
 fuzz: .venv/dev    ## Generate inputs for the parser and arguments for commands at full length
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync fuzz-1 fuzz-2
@@ -55,16 +58,25 @@ types: .venv/dev   ## Check the types
 imports: .venv/dev ## Check that imports point one way
 	$(BIN)/lint-imports
 
-docs: .venv/dev    ## Generate the references of the configuration and of the commands
+docs: .venv/dev    ## Generate the references, and build the documentation as a site in build/site
 	$(BIN)/python scripts/generate_config_docs.py
 	$(BIN)/python scripts/generate_command_docs.py
+	$(BIN)/python scripts/generate_signals_docs.py
+	$(BIN)/mkdocs build --strict --config-file scripts/mkdocs.yml
 
 docs-check: .venv/dev ## Check that the generated pages are up to date
 	$(BIN)/python scripts/generate_config_docs.py --check
 	$(BIN)/python scripts/generate_command_docs.py --check
+	$(BIN)/python scripts/generate_signals_docs.py --check
 
 bench: .venv/dev   ## Measure, compare with the peers, and write docs/performance.md
 	$(BIN)/python scripts/bench/run.py
 
+drills: .venv/dev  ## Have ten things go wrong, and show what the operator sees
+	$(BIN)/python scripts/drills/run.py
+
+deb: .venv/dev     ## Build the Debian package in dist/
+	$(BIN)/python scripts/build_deb.py
+
 clean:             ## Remove what was made
-	rm -rf .venv .cache .test-failures .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
+	rm -rf .venv .cache build dist .test-failures .mypy_cache .ruff_cache .pytest_cache .hypothesis *.egg-info
