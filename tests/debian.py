@@ -32,7 +32,7 @@ def provide_program(names: tuple[str, ...], *packages: str) -> Path:
     """
     found = _find(names)
     if found is None:
-        _install(names[0], packages)
+        install(names[0], packages)
         found = _find(names)
     if found is None:
         raise ProgramMissingError(f"no {names[0]}, though {' '.join(packages)} is installed")
@@ -44,15 +44,24 @@ def _find(names: tuple[str, ...]) -> Path | None:
     return None if found is None else Path(found)
 
 
-def _install(name: str, packages: tuple[str, ...]) -> None:
+def install(name: str, packages: tuple[str, ...]) -> None:
+    """Install packages.
+
+    Args:
+        name: What is missing, for messages.
+        packages: What brings it, on Debian.
+
+    Raises:
+        ProgramMissingError: With the reason.
+    """
     if not Path("/etc/debian_version").exists():
         raise ProgramMissingError(f"no {name}, and this is no Debian to install it on")
     if os.geteuid() != 0:
         raise ProgramMissingError(f"no {name}; as root: apt-get install {' '.join(packages)}")
-    install = ("install", "-y", "--no-install-recommends", *packages)
-    if not _apt_get(*install):
+    words = ("install", "-y", "--no-install-recommends", *packages)
+    if not _apt_get(*words):
         _apt_get("update")
-        if not _apt_get(*install):
+        if not _apt_get(*words):
             raise ProgramMissingError(f"no {name}: apt-get could not install {' '.join(packages)}")
 
 

@@ -8,15 +8,13 @@ Laws:
 from __future__ import annotations
 
 import importlib.util
-import os
 import shutil
 import subprocess
-from pathlib import Path
 from typing import Final
 
+from debian import ProgramMissingError, install
+
 _PACKAGES: Final = ("perl", "libasterisk-agi-perl", "php-cli")
-#: Some ten times what fetching and unpacking takes on a slow line.
-_APT_TIMEOUT_S: Final = 600.0
 
 
 class LanguagesMissingError(Exception):
@@ -33,7 +31,10 @@ def provide_languages() -> None:
         raise LanguagesMissingError("no pyst2; install the project's extra dev")
     missing = _missing()
     if missing:
-        _install(missing)
+        try:
+            install(missing, _PACKAGES)
+        except ProgramMissingError as error:
+            raise LanguagesMissingError(str(error)) from None
         missing = _missing()
     if missing:
         raise LanguagesMissingError(f"no {missing}, though {', '.join(_PACKAGES)} are installed")
@@ -51,28 +52,3 @@ def _has_perl() -> bool:
         return False
     command = ("perl", "-MAsterisk::AGI", "-e", "1")
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
-
-
-def _install(missing: str) -> None:
-    packages = " ".join(_PACKAGES)
-    if not Path("/etc/debian_version").exists():
-        raise LanguagesMissingError(f"no {missing}, and this is no Debian to install it on")
-    if os.geteuid() != 0:
-        raise LanguagesMissingError(f"no {missing}; as root: apt-get install {packages}")
-    install = ("install", "-y", "--no-install-recommends", *_PACKAGES)
-    if not _apt_get(*install):
-        _apt_get("update")
-        if not _apt_get(*install):
-            raise LanguagesMissingError(f"no {missing}: apt-get could not install {packages}")
-
-
-def _apt_get(*arguments: str) -> bool:
-    done = subprocess.run(
-        ("apt-get", "-qq", *arguments),
-        env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=_APT_TIMEOUT_S,
-        check=False,
-    )
-    return done.returncode == 0
