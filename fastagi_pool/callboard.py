@@ -47,16 +47,13 @@ _ROW: Final = struct.Struct("@QdQ32s160s96s128s96s48s400s224s224sQdddddQQ")
 #: Parts of it, each with the offset at which it begins.
 _ALL_BUT_SERIALS: Final = struct.Struct("@dQ32s160s96s128s96s48s400s224s224sQdddddQ").pack_into
 _AT_ALL: Final = 8
-_IDENTITY: Final = struct.Struct("@32s160s96s128s96s").pack_into
-_AT_IDENTITY: Final = 24
 _AT_PEER: Final = 536
 _PEER_BYTES: Final = 48
-_ROUTE: Final = struct.Struct("@400s").pack_into
-_AT_ROUTE: Final = 584
 _STATEMENT: Final = struct.Struct("@224s").pack_into
 _AT_STATEMENT: Final = 984
 _STATEMENT_BYTES: Final = 224
 _COMMAND_AND_STATE: Final = struct.Struct("@224sQdddddQ").pack_into
+_STATE_AND_REPLIES: Final = struct.Struct("@Qddd").pack_into
 _AT_COMMAND: Final = 1208
 _STATE: Final = struct.Struct("@QdddddQ").pack_into
 _AT_STATE: Final = 1432
@@ -103,6 +100,8 @@ _WORDS: Final = (
     "ending",
 )
 _STATES: Final = tuple(CallState)
+#: Of a call whose environment was not read yet.
+_NOBODY: Final = ("", "", "", "", "")
 # Plain numbers: an attribute of an enum costs as much as what is done with it here.
 _HEADER_STATE: Final = int(CallState.HEADER)
 _QUEUED: Final = int(CallState.QUEUED)
@@ -231,9 +230,13 @@ class CallRow:
     """One call's row. Its methods are called at every step of every call, raise nothing and wait for nothing.
 
     All times are monotonic seconds; all clocks are totals since the call was accepted.
+
+    A call is written down when its route is found, or when it has to wait: to write every step before would
+    cost as much again, and most calls are over so soon. Whoever wants it earlier says :meth:`show`.
     """
 
     __slots__ = (
+        "_accepted_s",
         "_asterisk_s",
         "_at",
         "_base",
@@ -241,45 +244,51 @@ class CallRow:
         "_database_s",
         "_free",
         "_home",
+        "_identity",
         "_memory",
-        "_place",
+        "_peer",
         "_queued_s",
         "_script_s",
         "_serial",
+        "_shown",
         "_since_s",
         "_state",
         "_words",
     )
 
-    def __init__(self, place: _Place, free: list[_Place] | None) -> None:
-        """Write into this place.
+    def __init__(self, place: _Place, free: list[CallRow] | None) -> None:
+        """Write into this place, one call after another.
 
         Args:
             place: Where.
-            free: Where the place goes afterwards; None if nobody wants it back.
+            free: Where the row goes after each call; None if nobody wants it back.
         """
-        self._place = place
         self._free = free
         self._memory, self._words, self._at = place
         self._base = self._at // 8
         # Goes on where the last call in this place ended: the serials of two states are never the same.
         self._serial = self._words[self._base + _WORD_BEGUN]
-        self._commands = 0
-        self._since_s = self._queued_s = self._asterisk_s = self._script_s = self._database_s = 0.0
-        self._state = self._home = _HEADER_STATE
+        self.accepted("", 0.0)
 
     def accepted(self, peer: str, now_s: float) -> None:
         """A connection was accepted; nothing else is known of it."""
-        self._begin()
-        self._since_s = now_s
-        texts = (b"", b"", b"", b"", b"", peer.encode("utf-8", "surrogatepass"), b"", b"", b"")
-        clocks = (now_s, 0.0, 0.0, 0.0, 0.0)
-        _ALL_BUT_SERIALS(self._memory, self._at + _AT_ALL, now_s, 0, *texts, _HEADER_STATE, *clocks, 0)
-        self._words[self._base] = self._serial
+        self._peer = peer
+        self._accepted_s = self._since_s = now_s
+        self._identity = _NOBODY
+        self._shown = False
+        self._commands = 0
+        self._queued_s = self._asterisk_s = self._script_s = self._database_s = 0.0
+        self._state = self._home = _HEADER_STATE
+
+    def show(self) -> None:
+        """Write down what is known so far, if nothing was written yet."""
+        if not self._shown:
+            self._write("")
 
     def queued(self, now_s: float) -> None:
         """It waits for a place."""
         self._leave(now_s)
+        self.show()
         self._enter(_QUEUED, now_s)
 
     def called_in(self, queued_s: float, now_s: float) -> None:
@@ -292,26 +301,45 @@ class CallRow:
         self._queued_s = queued_s
         self._enter(self._home, now_s)
 
-    def known(self, ref: str, script: str, uniqueid: str, channel: str, callerid: str, now_s: float) -> None:
+    def known(self, ref: str, script: str, uniqueid: str, channel: str, callerid: str) -> None:
         """Its environment was read."""
-        self._begin()
-        _IDENTITY(
+        self._identity = (ref, script, uniqueid, channel, callerid)
+
+    def routed(self, route: str, now_s: float) -> None:
+        """Its route was found, and the script begins."""
+        self._home = self._state = _SCRIPT
+        self._since_s = now_s
+        self._write(route)
+
+    def _write(self, route: str) -> None:
+        """Write the whole row."""
+        self._shown = True
+        words, base = self._words, self._base
+        self._serial = serial = words[base + _WORD_BEGUN] = self._serial + 1
+        ref, script, uniqueid, channel, callerid = self._identity
+        _ALL_BUT_SERIALS(
             self._memory,
-            self._at + _AT_IDENTITY,
+            self._at + _AT_ALL,
+            self._accepted_s,
+            0,
             ref.encode("utf-8", "surrogatepass"),
             script.encode("utf-8", "surrogatepass"),
             uniqueid.encode("utf-8", "surrogatepass"),
             channel.encode("utf-8", "surrogatepass"),
             callerid.encode("utf-8", "surrogatepass"),
+            self._peer.encode("utf-8", "surrogatepass"),
+            route.encode("utf-8", "surrogatepass"),
+            b"",
+            b"",
+            self._state,
+            self._since_s,
+            self._queued_s,
+            self._asterisk_s,
+            self._script_s,
+            self._database_s,
+            self._commands,
         )
-        self._words[self._base] = self._serial
-
-    def routed(self, route: str, now_s: float) -> None:
-        """Its route was found, and the script begins."""
-        self._begin()
-        _ROUTE(self._memory, self._at + _AT_ROUTE, route.encode("utf-8", "surrogatepass"))
-        self._home = _SCRIPT
-        self._enter(_SCRIPT, now_s)
+        words[base] = serial
 
     def asks(self, line: bytes, script_s: float, now_s: float) -> None:
         """A command goes out.
@@ -348,8 +376,14 @@ class CallRow:
             asterisk_s: How long replies were waited for in all.
             now_s: Now.
         """
+        words, base = self._words, self._base
+        self._serial = serial = words[base + _WORD_BEGUN] = self._serial + 1
         self._asterisk_s = asterisk_s
-        self._enter(self._home, now_s)
+        self._since_s = now_s
+        self._state = home = self._home
+        # Not the other clocks: they stand there since the command went out.
+        _STATE_AND_REPLIES(self._memory, self._at + _AT_STATE, home, now_s, self._queued_s, asterisk_s)
+        words[base] = serial
 
     def queries(self, statement: str, now_s: float) -> None:
         """The script waits for the database."""
@@ -387,13 +421,10 @@ class CallRow:
         self._enter(_ENDING, now_s)
 
     def release(self) -> None:
-        """The call is over. What is told from now on reaches nobody: another call may have the place."""
+        """The call is over, and another may have the row: whoever still holds it must tell it no more."""
         self._words[self._base + _WORD_STATE] = 0
         if self._free is not None:
-            self._free.append(self._place)
-            self._free = None
-            self._memory, self._words, self._at = _VOID
-            self._base = 0
+            self._free.append(self)
 
     def _begin(self) -> None:
         """Mark the row as being written; the first word says when it is done."""
@@ -467,7 +498,7 @@ class CallBoard:
         self._words = memoryview(memory).cast("Q")
         self._most = most
         self._blocks = 0
-        self._free: list[_Place] = []
+        self._free: list[CallRow] = []
 
     @classmethod
     def create(cls, path: Path, slot: int, pid: int, most: int) -> CallBoard:
@@ -506,7 +537,7 @@ class CallBoard:
         try:
             if not self._free:
                 self._grow()
-            return CallRow(self._free.pop(), self._free)
+            return self._free.pop()
         except (OSError, IndexError):
             self.not_shown += 1
             return NO_ROW
@@ -525,7 +556,8 @@ class CallBoard:
         first = begins + _BLOCK_HEADER_BYTES
         # The lowest last, because the last is taken first.
         for row in reversed(range(rows)):
-            self._free.append(_Place(self._memory, self._words, first + row * _ROW_BYTES))
+            place = _Place(self._memory, self._words, first + row * _ROW_BYTES)
+            self._free.append(CallRow(place, self._free))
         self._blocks += 1
         self._words[3] = self._blocks
 

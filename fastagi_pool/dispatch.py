@@ -282,10 +282,10 @@ class Dispatcher:
             session.find_slow()
             if self._on_slow is not None:
                 self._on_slow(replace(self.describe(session), state=CallState.ENDING.words))
-        session.row.ending(now_s)
         if progress.outcome in _SILENT:
             session.close()
         else:
+            session.row.ending(now_s)
             session.fail(progress.last_words)
         recording = progress.recording if self._recorder is not None else None
         if not self._records and recording is None:
@@ -315,7 +315,6 @@ class Dispatcher:
             environment.get("agi_uniqueid", ""),
             environment.get("agi_channel", ""),
             environment.get("agi_callerid", ""),
-            monotonic(),
         )
         match = self._find(request)
         route = match.route

@@ -40,6 +40,7 @@ from setproctitle import setproctitle
 
 from fastagi_pool.application import Application
 from fastagi_pool.attendants import Attendants
+from fastagi_pool.callboard import NO_ROW
 from fastagi_pool.context import Context
 from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.endings import OnError
@@ -401,6 +402,8 @@ class Worker:
             self._slot.promise(now_s + watchdog_s)
         if self._recorder.look(time.time()):
             self._dispatcher.join_recordings()
+        for session in self._sessions:
+            session.row.show()
         if self._turned_away:
             self._log.warning(
                 "%d calls were refused in the last %g s: every place in every worker is taken "
@@ -578,6 +581,7 @@ class Worker:
         finally:
             self._sessions.discard(session)
             session.row.release()
+            session.row = NO_ROW
             if failed is None:
                 self._slot.probe_ends()
             elif self._slot.call_ends(failed):

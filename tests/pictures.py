@@ -71,9 +71,7 @@ class FakePool:
             row = board.take()
             row.accepted(_PEERS[number % len(_PEERS)], began_s)
             ref = f"{slot:02x}{number:06x}"
-            row.known(
-                ref, "menu?x=1", f"1795252042.{number}", f"PJSIP/10{number}", f"55501{number:05}", began_s
-            )
+            row.known(ref, "menu?x=1", f"1795252042.{number}", f"PJSIP/10{number}", f"55501{number:05}")
             row.routed(ROUTES[number % len(ROUTES)], began_s)
             if number % 3 == 0:
                 row.asks(b"STREAM FILE welcome 123", 0.001, began_s + 0.01)

@@ -48,7 +48,7 @@ def row_in_script(
     """Take a row and bring a call to where its script begins, one second after accept."""
     row = board.take()
     row.accepted("10.0.0.1", accepted_s)
-    row.known(ref, "agi://h/call_log", "1700000000.1", "SIP/trunk-01", "4930123", accepted_s)
+    row.known(ref, "agi://h/call_log", "1700000000.1", "SIP/trunk-01", "4930123")
     row.routed(route, accepted_s + 1.0)
     return row
 
@@ -107,12 +107,13 @@ def test_a_call_from_accept_to_its_end(board: CallBoard, path: Path) -> None:
         seen.append((facts.state.letter, facts.since_s))
 
     row.accepted("10.0.0.1", 1.0)
+    row.show()
     look()
     row.queued(2.0)
     look()
     row.called_in(1.0, 3.0)
     look()
-    row.known("3-1", "s", "u", "c", "n", 4.0)
+    row.known("3-1", "s", "u", "c", "n")
     row.routed("call_log", 5.0)
     look()
     row.asks(b"NOOP\n", 0.0, 6.0)
@@ -233,25 +234,26 @@ def test_the_next_call_finds_nothing_of_the_last(board: CallBoard, path: Path) -
     row.asks(b"NOOP\n", 1.0, 102.0)
     row.hung_up()
     row.release()
-    board.take().accepted("10.0.0.2", 200.0)
+    again = board.take()
+    assert again is row
+    again.accepted("10.0.0.2", 200.0)
+    again.show()
     texts = ("", "", "", "10.0.0.2", "", "", "", "", "")
     clocks = (200.0, 200.0, 0.0, 0.0, 0.0, 0.0)
     assert tuple(only_call(path)) == (3, 42, CallState.HEADER, *clocks, 0, False, *texts)
 
 
-def test_a_released_row_disturbs_nobody(board: CallBoard, path: Path) -> None:
-    """Whoever still speaks for a call that is over does not speak for the one that has its place."""
-    row = row_in_script(board, "first")
-    row.release()
-    row_in_script(board, "second")
-    before = only_call(path)
-    row.hung_up()
-    row.asks(b"NOOP\n", 9.0, 999.0)
-    row.ending(999.0)
-    row.release()
-    assert only_call(path) == before
-    assert board.take() is not board.take()
-    assert len(read_calls(path, 3)) == 1
+def test_nothing_is_written_before_the_route_is_found(board: CallBoard, path: Path) -> None:
+    """Most calls find their route at once, and probes never do: both cost no writing until then."""
+    row = board.take()
+    row.accepted("10.0.0.1", 1.0)
+    row.known("3-1", "s", "u", "c", "n")
+    assert read_calls(path, 3) == []
+    row.show()
+    assert (only_call(path).ref, only_call(path).state) == ("3-1", CallState.HEADER)
+    row.show()
+    row.routed("call_log", 2.0)
+    assert (only_call(path).route, only_call(path).state) == ("call_log", CallState.SCRIPT)
 
 
 def test_a_row_that_is_not_used_yet_is_not_shown(board: CallBoard, path: Path) -> None:
@@ -288,7 +290,7 @@ def test_no_row_takes_everything() -> None:
     NO_ROW.accepted("10.0.0.1", 1.0)
     NO_ROW.queued(1.0)
     NO_ROW.called_in(1.0, 2.0)
-    NO_ROW.known("r", "s", "u", "c", "n", 3.0)
+    NO_ROW.known("r", "s", "u", "c", "n")
     NO_ROW.routed("route", 4.0)
     NO_ROW.asks(b"NOOP\n", 1.0, 5.0)
     NO_ROW.runs(1.0, 6.0)
@@ -427,7 +429,9 @@ def test_calls_are_counted_by_peer_and_route(board: CallBoard, path: Path) -> No
     """Counting tells whose board it is and how many calls each Asterisk has in each route."""
     for route in ("a", "b", "a"):
         row_in_script(board, route=route)
-    board.take().accepted("10.0.0.2", 1.0)
+    row = board.take()
+    row.accepted("10.0.0.2", 1.0)
+    row.show()
     counts = {("10.0.0.1", "a"): 2, ("10.0.0.1", "b"): 1, ("10.0.0.2", ""): 1}
     assert count_calls(path, 3) == (42, counts)
 

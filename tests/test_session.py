@@ -1427,6 +1427,7 @@ def watched(tmp_path: Path, clock: ManualClock, monkeypatch: pytest.MonkeyPatch)
 
 def test_others_see_what_a_call_does(watched: Watched) -> None:
     """Every step of a call stands in its row: the environment, the script, a command, the end of it."""
+    watched.session.row.show()
     states = [watched.seen.state]
     watched.link.greet()
     watched.session.row.routed("greeting", watched.clock())

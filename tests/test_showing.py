@@ -79,6 +79,7 @@ def test_calls_are_shown(window: Window) -> None:
     rows = [window.showing.new_row() for _ in range(4)]
     for row in rows:
         row.accepted("10.0.0.7", monotonic())
+        row.show()
     assert rows[3] is NO_ROW
     assert len(read_calls(window.folder / "calls" / "3", 3)) == 3
     for row in rows:

@@ -32,6 +32,7 @@ from service import PoolFailed
 from speed import peers, rates, recycle
 from trouble import kill, mariadb, reload
 from vicidial_calls import vicidial
+from watching import watching
 
 _ROOT: Final = Path(__file__).resolve().parents[2]
 _PAGE: Final = _ROOT / "docs" / "performance.md"
@@ -46,6 +47,7 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Bench], Section]]] = {
     "soak": soak,
     "held": held,
     "balance": balance,
+    "watching": watching,
     "reload": reload,
     "kill": kill,
     "mariadb": mariadb,

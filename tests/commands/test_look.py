@@ -83,7 +83,7 @@ class FakePool:
         """Let a call come in; it is in its script."""
         row, began_s = self.calls.take(), time.monotonic() - age_s
         row.accepted("10.0.0.1", began_s)
-        row.known(ref, route, f"17.{ref}", f"PJSIP/{ref}", callerid, began_s)
+        row.known(ref, route, f"17.{ref}", f"PJSIP/{ref}", callerid)
         row.routed(route, began_s)
         return row
 
