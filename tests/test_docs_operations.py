@@ -167,6 +167,7 @@ def _beginnings(lines: list[str]) -> list[str]:
 
 def test_what_install_would_do(tmp_path: Path) -> None:
     """The steps of ``install --systemd`` are those on the page."""
+    (tmp_path / "etc/logrotate.d").mkdir(parents=True)
     result = CliRunner().invoke(cli, ["install", "--systemd", "--dry-run", "--root", str(tmp_path)])
 
     assert result.output in blocks(OPERATIONS, "")

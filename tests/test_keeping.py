@@ -32,12 +32,14 @@ class World:
         os.write(self._mouth, b"forgot, ")
 
     def _live(self, order: ObserverOrder, lifeline_fd: int) -> int:
-        signal.signal(signal.SIGUSR1, lambda *_: os.write(self._mouth, b"reopened") and None)
+        # Blocked before anything is said: no signal comes between a look and a wait.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
         os.write(self._mouth, f"port={order.port} lifeline={lifeline_fd}".encode())
         if order.port == 99:
             raise RuntimeError("a bug")
         while True:
-            signal.pause()
+            signal.sigwait({signal.SIGUSR1})
+            os.write(self._mouth, b"reopened")
 
     def hear(self) -> str:
         """Wait until an observer says something; a sentence is one word."""

@@ -109,5 +109,5 @@ def test_drain_timeout(pools: Pools) -> None:
     with held:
         assert pool.call("hello").status is AgiStatus.SUCCESS
         assert held.end() is AgiStatus.FAILURE
-    pool.await_log(rf"worker=0 gen=1 pid={old} is out of time: its 1 calls are ended$")
+    pool.await_log(rf"worker=0 gen=1 pid={old} call=\S+ route=held ended: CallStopped: ")
     assert pool.call("hello").status is AgiStatus.SUCCESS
