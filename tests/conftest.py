@@ -17,6 +17,7 @@ from typing import Any, Final, NoReturn
 
 import pytest
 from debian import ProgramMissingError, provide_program
+from gevent import monkey
 from mariadb import PASSWORD, MariaDBMissingError, MariaDBServer, find_mariadb
 
 MARKERS: Final = {
@@ -158,3 +159,11 @@ def run_scenario(
         return facts
 
     return run
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _left_as_it_was() -> Iterator[None]:
+    """See that no module of tests replaces Python's own modules by gevent's: others would fail for it."""
+    patched = monkey.is_module_patched("socket")
+    yield
+    assert monkey.is_module_patched("socket") is patched, "this module of tests patched Python for gevent"
