@@ -30,13 +30,11 @@ _LIMIT_S = 20.0
 #: Says that it listens, then the name of each signal that comes.
 _MASTER = """\
 import signal, sys
-def tell(number, frame):
-    print(signal.Signals(number).name, flush=True)
-for number in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM):
-    signal.signal(number, tell)
+orders = {signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGTERM}
+signal.pthread_sigmask(signal.SIG_BLOCK, orders)
 print("listens", flush=True)
 while True:
-    signal.pause()
+    print(signal.Signals(signal.sigwait(orders)).name, flush=True)
 """
 
 
