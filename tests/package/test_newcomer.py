@@ -100,6 +100,8 @@ def test_newcomer_gets_there_in_time(bare_machine: Machine, tmp_path: Path) -> N
     copy_of_the_project(machine.path(_FOLDER))
     # He says yes.
     _write(machine, "/etc/apt/apt.conf.d/yes", 'APT::Get::Assume-Yes "true";\n')
+    # As on any server with cron; the bare folder is without.
+    machine.path("/etc/cron.d").mkdir(parents=True, exist_ok=True)
     begun_s = monotonic()
     _bring_libraries(machine, tmp_path)
     reader = Reader(machine, _FOLDER)
