@@ -249,6 +249,9 @@ def test_kill_all_spares_nothing_below(tmp_path: Path, master: StandIn) -> None:
 def test_what_is_left_tells_titles() -> None:
     """What still runs is told by number and title; what has ended is left out."""
     with subprocess.Popen(["sleep", "60"]) as process:
+        # Between two programs a process has no title.
+        while not Path(f"/proc/{process.pid}/cmdline").read_bytes():
+            pass
         assert what_is_left([process.pid]) == [f"{process.pid} sleep 60"]
         process.kill()
         process.wait(WAIT_S)

@@ -108,8 +108,16 @@ def test_what_is_off() -> None:
         ("slow: {after: -1}", "slow.after: must not be negative"),
         ("slow: {blocked: 99ms}", "slow.blocked: must be 0 (never) or at least 100ms"),
         ("slow: {aftr: 1}", "slow.aftr: is not a known key (did you mean 'after'?)"),
-        ("http: {listen: systemd}", "http.listen: must be an address with a port, or 'off'"),
-        ("http: {listen: unix:/x}", "http.listen: must be an address with a port, or 'off'"),
+        (
+            "http: {listen: systemd}",
+            "http.listen: must be a literal address with a port, or 'off', not 'systemd' "
+            "(for example 127.0.0.1:4578 or [::1]:4578)",
+        ),
+        (
+            "http: {listen: unix:/x}",
+            "http.listen: must be a literal address with a port, or 'off', not 'unix:/x' "
+            "(for example 127.0.0.1:4578 or [::1]:4578)",
+        ),
         ("http: {lissen: off}", "http.lissen: is not a known key (did you mean 'listen'?)"),
         ("http: 4578", "http: must be a mapping"),
         (
