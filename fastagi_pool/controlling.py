@@ -40,7 +40,7 @@ from fastagi_pool.following import (
 from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.picture import NoPicture, Pictures
 from fastagi_pool.scoreboard import Scoreboard, SlotFacts
-from fastagi_pool.stacks import ask_stacks, blocked_for, short_address
+from fastagi_pool.stacks import FOLDER, ask_stacks, blocked_for, short_address
 
 #: What a client gets to say its line, and to read an answer.
 CLIENT_TIMEOUT_S: Final = 10.0
@@ -267,7 +267,7 @@ class ControlServer:
 
     def _stacks_of(self, worker: SlotFacts) -> dict[str, Any]:
         told: dict[str, Any] = {"slot": worker.slot, "pid": worker.pid, "stacks": "", "blocked_s": 0.0}
-        path = self._runtime_dir / "stacks" / str(worker.slot)
+        path = self._runtime_dir / FOLDER / str(worker.slot)
         try:
             # In a thread: it may wait, whether or not the library is patched for gevent.
             text = gevent.get_hub().threadpool.apply(ask_stacks, (path, STACKS_TIMEOUT_S))

@@ -276,7 +276,7 @@ class Dispatcher:
 
     def _end(self, progress: _Progress) -> None:
         """Close the session as the outcome demands, and write the call's line."""
-        session, now_s = progress.session, monotonic()
+        session = progress.session
         if session.exceeds:
             # Between two looks of the worker, or while the handler let nobody look.
             session.find_slow()
@@ -285,7 +285,7 @@ class Dispatcher:
         if progress.outcome in _SILENT:
             session.close()
         else:
-            session.row.ending(now_s)
+            session.row.ending(monotonic())
             session.fail(progress.last_words)
         recording = progress.recording if self._recorder is not None else None
         if not self._records and recording is None:

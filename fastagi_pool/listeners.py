@@ -16,6 +16,7 @@ import os
 import socket
 import stat
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -229,6 +230,24 @@ def _demand_hops(connection: _socket.socket, hops: int) -> None:
     connection.setsockopt(socket.IPPROTO_IP, _IP_MINTTL, hops)
     if connection.family == socket.AF_INET6:
         connection.setsockopt(socket.IPPROTO_IPV6, _IPV6_MINHOPCOUNT, hops)
+
+
+def is_allowed(peer: str, networks: Collection[ipaddress.IPv4Network | ipaddress.IPv6Network]) -> bool:
+    """Whether an address may come: everything that can reach us, unless there is a list.
+
+    Args:
+        peer: A numeric address, or ``unix``.
+        networks: The list; empty for none.
+
+    Raises:
+        ValueError: It is no address.
+    """
+    if peer == "unix" or not networks:
+        return True
+    address = ipaddress.ip_address(peer.partition("%")[0])
+    # A dual-stack socket shows an IPv4 caller as ::ffff:10.0.0.1.
+    mapped = getattr(address, "ipv4_mapped", None) or address
+    return any(mapped in network for network in networks)
 
 
 def describe(listener: socket.socket) -> str:

@@ -353,7 +353,7 @@ class JsonFormatter(LineFormatter):
         fields: dict[str, object] = {
             "time": self._clock.stamp(record.created),
             "level": record.levelname,
-            **_who(self.identity),
+            **speaker(self.identity),
             "message": masked(record.getMessage()),
         }
         if record.exc_info:
@@ -361,7 +361,7 @@ class JsonFormatter(LineFormatter):
         return _json_line(fields, self._longest_bytes)
 
 
-def _who(identity: str) -> dict[str, object]:
+def speaker(identity: str) -> dict[str, object]:
     """Read ``worker=3 pid=42`` as keys and numbers; a bare word is the kind of process."""
     words = (word.partition("=") for word in identity.split())
     return {
@@ -574,7 +574,7 @@ class AccessLog:
         """
         self._file = file
         self._identity = identity
-        self._who = _who(identity)
+        self._who = speaker(identity)
         self._clock = Clock()
         self._soon = soon
         self._lines: list[str] = []

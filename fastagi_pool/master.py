@@ -30,12 +30,12 @@ from select import POLLIN, poll
 from time import monotonic, sleep, time
 from typing import Final
 
+from fastagi_pool import callboard, stacks, tally
 from fastagi_pool.bulletin import Bulletin
-from fastagi_pool.callboard import read_calls
 from fastagi_pool.doors import Doors
 from fastagi_pool.errors import BootError
 from fastagi_pool.keeping import ObserverKeeper, ObserverMain, ObserverOrder
-from fastagi_pool.lifecycle import drop_pid_file, hold_pid_file
+from fastagi_pool.lifecycle import PID_FILE, drop_pid_file, hold_pid_file
 from fastagi_pool.logs import LOGGER_NAME, value
 from fastagi_pool.masterlog import MasterLog
 from fastagi_pool.messages import (
@@ -96,8 +96,10 @@ TICK_S: Final = 0.25
 MOST_DESCRIPTORS: Final = 1_048_576
 #: Of the calls that died with a worker, so many are named in the log.
 MOST_NAMED: Final = 100
+#: The folders of what workers show of themselves.
+_FIGURES: Final = (callboard.FOLDER, tally.FOLDER, stacks.FOLDER)
 #: What an earlier run as root may have left in the runtime folder.
-_RUNTIME_FILES: Final = ("master.pid", "scoreboard", "calls", "tallies", "stacks", "recordings", "control")
+_RUNTIME_FILES: Final = (PID_FILE, "scoreboard", *_FIGURES, "recordings", "control")
 #: Source: PR_SET_CHILD_SUBREAPER in linux/prctl.h.
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _LOG_LEVELS: Final = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
@@ -439,8 +441,6 @@ class Master:
         self._close_unused()
         if self._pool is None:
             self._options.report(report)
-            for line in report.splitlines() if self._own_log.is_apart else ():
-                self._log.error("cannot start: %s", line)
             self._exit_code = code
             return
         for line in report.splitlines():
@@ -508,7 +508,7 @@ class Master:
             if loaded.identity:
                 own_folder(self._runtime_dir, Identity(**loaded.identity), known=_RUNTIME_FILES)
             self._runtime_dir.mkdir(parents=True, exist_ok=True)
-            self._hold(self._runtime_dir / "master.pid")
+            self._hold(self._runtime_dir / PID_FILE)
             _forget_the_dead(self._runtime_dir)
         except OSError as error:
             raise BootError(f"cannot use runtime_dir {self._runtime_dir}: {error}") from error
@@ -533,7 +533,7 @@ class Master:
             identity = Identity(**loaded.identity)
             self._doors.hand_over(identity.uid, identity.gid)
             # Another pid file stays root's: root believes the number in it.
-            mine = [self._pid_files[str(self._runtime_dir / "master.pid")]]
+            mine = [self._pid_files[str(self._runtime_dir / PID_FILE)]]
             for descriptor in (*mine, *([self._board.descriptor] if self._board is not None else [])):
                 os.fchown(descriptor, identity.uid, identity.gid)
             become(identity)
@@ -747,7 +747,9 @@ class Master:
         """Say of a worker that died which calls died with it."""
         now_s = monotonic()
         calls = [
-            each for each in read_calls(self._runtime_dir / "calls" / str(slot), slot) if each.pid == pid
+            each
+            for each in callboard.read_calls(self._runtime_dir / callboard.FOLDER / str(slot), slot)
+            if each.pid == pid
         ]
         for call in calls[:MOST_NAMED]:
             self._log.error(
@@ -866,7 +868,7 @@ def _forget_the_dead(runtime_dir: Path) -> None:
     Raises:
         OSError: It cannot be removed.
     """
-    for folder in (runtime_dir / name for name in ("calls", "tallies", "stacks")):
+    for folder in (runtime_dir / name for name in _FIGURES):
         if folder.is_symlink():
             folder.unlink()
         elif folder.exists():

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from fastagi_pool.errors import BootError
-from fastagi_pool.logs import LOGGER_NAME, STANDARD_ERROR, LogFile, configure, ensure_folder, reopen_all
+from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder, reopen_all
 from fastagi_pool.rotation import Rotation, RotationSettings
 
 LOOK_S: Final = 1.0
@@ -36,11 +36,6 @@ class MasterLog:
     def lost_lines(self) -> int:
         """Lines of the master's that could not be written."""
         return self._file.lost_lines if self._file is not None else 0
-
-    @property
-    def is_apart(self) -> bool:
-        """Whether it is somewhere else than on the terminal of whoever started the master."""
-        return self._file is not None and self._file.target != STANDARD_ERROR
 
     def use(self, log: Mapping[str, str], rotated: Sequence[str], rotation: Mapping[str, Any]) -> None:
         """Write and rotate like this from now on.

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from textwrap import indent
 from typing import Final, NamedTuple, Protocol, TypeAlias
 
-from fastagi_pool.logs import Clock, masked, value
+from fastagi_pool.logs import Clock, masked, speaker, value
 
 #: A place in an entry: its key, and a text or a number.
 Fields: TypeAlias = dict[str, object]
@@ -164,7 +164,9 @@ class SlowLog:
         # A Clock of its own for each entry: two threads may be at it.
         stamp = Clock().stamp(time.time())
         if self._as_json:
-            line = json_line({"time": stamp, **_who(self._identity), **fields}, self._file.longest_line_bytes)
+            line = json_line(
+                {"time": stamp, **speaker(self._identity), **fields}, self._file.longest_line_bytes
+            )
             self._file.write(line + "\n")
         else:
             self._file.write(f"{stamp} {self._identity} {text_entry(fields)}")
@@ -274,10 +276,6 @@ def _command_lines(fields: Fields) -> str:
 def _readable(text: str) -> str:
     """Keep a text on its line."""
     return text if text.isprintable() else value(text)
-
-
-def _who(identity: str) -> Fields:
-    return {key: int(number) for key, _, number in (word.partition("=") for word in identity.split())}
 
 
 def _milliseconds(seconds: float) -> float:

@@ -33,6 +33,8 @@ from greenlet import greenlet
 #: Frames from the outermost to the innermost: what runs, and at which line.
 Stack: TypeAlias = tuple[tuple[CodeType, int], ...]
 
+#: The folder of the sockets on which workers tell their stacks, below the runtime folder.
+FOLDER: Final = "stacks"
 #: Frames of one stack that are kept, the innermost ones: a runaway recursion is understood from them.
 MOST_FRAMES: Final = 60
 #: Of an answer no more is read: 10,000 calls with their titles fit.

@@ -19,6 +19,7 @@ from http import HTTPStatus
 from typing import Any, Final
 from urllib.parse import parse_qs
 
+from fastagi_pool.listeners import is_allowed
 from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.metrics import render
 from fastagi_pool.picture import NoPicture, Picture, Pictures
@@ -99,7 +100,7 @@ class WebApplication:
 
     def _answer(self, environ: Mapping[str, Any]) -> Answer:
         peer = environ.get("REMOTE_ADDR", "")
-        if not self._is_allowed(peer):
+        if not self._may_look(peer):
             return _refused(HTTPStatus.FORBIDDEN, f"{peer} may not look; add it to http.allow if it shall")
         if not self._allow and not is_own_name(environ.get("HTTP_HOST", "")):
             message = "ask for this page by its address, or say in http.allow who may look"
@@ -117,16 +118,11 @@ class WebApplication:
             logging.getLogger(LOGGER_NAME).exception("cannot answer %s", environ.get("PATH_INFO"))
             return _refused(HTTPStatus.INTERNAL_SERVER_ERROR, "this is a bug; the log says more")
 
-    def _is_allowed(self, peer: str) -> bool:
-        if not self._allow:
-            return True
+    def _may_look(self, peer: str) -> bool:
         try:
-            address = ipaddress.ip_address(peer.partition("%")[0])
+            return is_allowed(peer, self._allow)
         except ValueError:
             return False
-        if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-            address = address.ipv4_mapped
-        return any(address in network for network in self._allow)
 
     def _status(self, _: Mapping[str, Any]) -> Answer:
         picture = self._pictures.latest()

@@ -22,12 +22,11 @@ from __future__ import annotations
 import _socket
 import errno
 import faulthandler
-import ipaddress
 import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -38,6 +37,7 @@ import gevent
 import gevent.event
 from setproctitle import setproctitle
 
+from fastagi_pool import stacks
 from fastagi_pool.application import Application
 from fastagi_pool.attendants import Attendants
 from fastagi_pool.callboard import NO_ROW
@@ -46,7 +46,7 @@ from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.endings import OnError
 from fastagi_pool.errors import DatabaseUnavailable
 from fastagi_pool.handlers.builtin import Load
-from fastagi_pool.listeners import refuse_newcomers, refuses_newcomers, welcome
+from fastagi_pool.listeners import is_allowed, refuse_newcomers, refuses_newcomers, welcome
 from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, rename, reopen_all
 from fastagi_pool.lookout import Lookout
 from fastagi_pool.messages import DUMP_SIGNAL
@@ -82,8 +82,6 @@ EXHAUSTED_S: Final = 0.1
 FULL_S: Final = 0.01
 #: Calls that are being refused at the same time: each may take a moment to read why.
 MOST_REFUSED: Final = 32
-#: The folder of the sockets on which workers tell their stacks, below the runtime folder.
-STACKS: Final = "stacks"
 #: Remembered answers to "may this address call?"; beyond it the memory begins anew.
 _REMEMBERED_PEERS: Final = 4096
 _READ: Final = 1
@@ -273,7 +271,7 @@ class Worker:
     def _post_lookout(self) -> Lookout[Session]:
         return Lookout(
             self._hub,
-            self._config.runtime_dir / STACKS / str(self._birth.slot),
+            self._config.runtime_dir / stacks.FOLDER / str(self._birth.slot),
             self._identity,
             self._dispatcher.calls,
             self._dispatcher.describe,
@@ -610,18 +608,8 @@ class Worker:
         if known is None:
             if len(self._peers) >= _REMEMBERED_PEERS:
                 self._peers.clear()
-            known = self._peers[peer] = _is_allowed(peer, self._config.allow)
+            known = self._peers[peer] = is_allowed(peer, self._config.allow)
         return known
-
-
-def _is_allowed(peer: str, networks: Sequence[Any]) -> bool:
-    """Whether an address may call: everything that can reach us, unless there is a list."""
-    if peer == "unix" or not networks:
-        return True
-    address = ipaddress.ip_address(peer.partition("%")[0])
-    # A dual-stack socket shows an IPv4 caller as ::ffff:10.0.0.1.
-    mapped = getattr(address, "ipv4_mapped", None) or address
-    return any(mapped in network for network in networks)
 
 
 def _close_the_terminal() -> None:

@@ -7,6 +7,7 @@ import os
 import socket
 import stat
 from collections.abc import Callable, Iterator
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from fastagi_pool.listeners import (
     bind,
     describe,
     discard,
+    is_allowed,
     refuse_newcomers,
     refuses_newcomers,
     welcome,
@@ -362,3 +364,28 @@ def test_newcomers_to_a_path_are_refused(listen: Bind, tmp_path: Path) -> None:
         with socket.socket(socket.AF_UNIX) as newcomer, pytest.raises(FileNotFoundError):
             newcomer.connect(str(path))
         listener.accept()[0].close()
+
+
+@pytest.mark.parametrize(
+    ("peer", "allowed"),
+    [
+        ("10.1.2.3", True),
+        ("::ffff:10.1.2.3", True),
+        ("11.1.2.3", False),
+        ("::ffff:11.1.2.3", False),
+        ("fd00::1", True),
+        ("fd00::1%eth0", True),
+        ("fe80::1%eth0", False),
+        ("::1", False),
+        ("unix", True),
+    ],
+)
+def test_allowed_networks(peer: str, allowed: bool) -> None:
+    """A list of networks holds for IPv4, IPv6 and IPv4 in IPv6; a Unix socket has its own rights."""
+    assert is_allowed(peer, [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]) is allowed
+
+
+@pytest.mark.parametrize("peer", ["10.1.2.3", "::1", "unix"])
+def test_everybody_is_allowed_without_a_list(peer: str) -> None:
+    """Without a list everybody may call who can connect."""
+    assert is_allowed(peer, [])

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from ipaddress import ip_network
 from pathlib import Path
 from time import monotonic
 from typing import Final, TypeAlias
@@ -39,7 +38,6 @@ from fastagi_pool.worker import (
     Birth,
     Surroundings,
     Worker,
-    _is_allowed,
 )
 
 Handlers: TypeAlias = Mapping[str, Handler]
@@ -146,31 +144,6 @@ def test_draining_workers_do_not_count(tmp_path: Path) -> None:
 
 
 # --- who may call
-
-
-@pytest.mark.parametrize(
-    ("peer", "allowed"),
-    [
-        ("10.1.2.3", True),
-        ("::ffff:10.1.2.3", True),
-        ("11.1.2.3", False),
-        ("::ffff:11.1.2.3", False),
-        ("fd00::1", True),
-        ("fd00::1%eth0", True),
-        ("fe80::1%eth0", False),
-        ("::1", False),
-        ("unix", True),
-    ],
-)
-def test_allowed_networks(peer: str, allowed: bool) -> None:
-    """A list of networks holds for IPv4, IPv6 and IPv4 in IPv6; a Unix socket has its own rights."""
-    assert _is_allowed(peer, [ip_network("10.0.0.0/8"), ip_network("fd00::/8")]) is allowed
-
-
-@pytest.mark.parametrize("peer", ["10.1.2.3", "::1", "unix"])
-def test_everybody_is_allowed_without_a_list(peer: str) -> None:
-    """Without a list everybody may call who can connect."""
-    assert _is_allowed(peer, [])
 
 
 # --- its end

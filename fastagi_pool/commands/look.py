@@ -47,8 +47,6 @@ if TYPE_CHECKING:
 
 #: It cannot be told, or not to this user.
 EXIT_UNKNOWN: Final = int(LifeState.UNKNOWN)
-#: The folder of the workers' sockets that tell their stacks, below the runtime folder.
-_STACKS: Final = "stacks"
 #: How long a worker, or the status process on behalf of all, has to answer.
 _STACKS_TIMEOUT_S: Final = 10.0
 #: How many of the oldest calls ``top`` shows at most.
@@ -344,9 +342,9 @@ def _stacks(runtime_dir: Path, slot: int | None) -> Iterator[tuple[str, str, str
 
 
 def _stacks_of_sockets(runtime_dir: Path, slot: int | None) -> Iterator[tuple[str, str, str]]:
-    from fastagi_pool.stacks import ask_stacks
+    from fastagi_pool.stacks import FOLDER, ask_stacks
 
-    folder = runtime_dir / _STACKS
+    folder = runtime_dir / FOLDER
     if not folder.is_dir():
         return
     numbers = sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
