@@ -62,7 +62,13 @@ _WORD_WRITTEN: Final = 0
 _WORD_HUNG_UP: Final = 2
 _WORD_STATE: Final = 179
 _WORD_BEGUN: Final = 186
+#: Behind the row proper: it is read when the writer is dead, and need not fit the rest.
+_WORD_FINGERPRINT: Final = 187
+_AT_FINGERPRINT: Final = 8 * _WORD_FINGERPRINT
+_FINGERPRINT: Final = struct.Struct("@Q").unpack_from
 _ROW_WORDS: Final = _ROW_BYTES // 8
+#: The number of a row that is on no board.
+_NO_NUMBER: Final = 0xFFFFFF
 
 
 class CallState(IntEnum):
@@ -145,6 +151,8 @@ class CallFacts(NamedTuple):
         callerid: The caller's number.
         command: The last AGI command, cut if it is long.
         statement: The last statement, cut if it is long.
+        fingerprint: What requests like it have in common; 0 for nothing.
+        number: Number of its row on the worker's board; -1 if it stands on none.
     """
 
     slot: int
@@ -167,6 +175,8 @@ class CallFacts(NamedTuple):
     callerid: str
     command: str
     statement: str
+    fingerprint: int = 0
+    number: int = -1
 
     def clocks(self, now_s: float) -> Clocks:
         """Return the four clocks at this moment: the script's is without the database here."""
@@ -224,6 +234,7 @@ class _Place(NamedTuple):
     memory: mmap.mmap | bytearray
     words: memoryview[int]
     at_bytes: int
+    number: int
 
 
 class CallRow:
@@ -233,6 +244,9 @@ class CallRow:
 
     A call is written down when its route is found, or when it has to wait: to write every step before would
     cost as much again, and most calls are over so soon. Whoever wants it earlier says :meth:`show`.
+
+    Attributes:
+        number: Which row of its board it is, from 0; 0xFFFFFF if it is on none.
     """
 
     __slots__ = (
@@ -254,6 +268,7 @@ class CallRow:
         "_since_s",
         "_state",
         "_words",
+        "number",
     )
 
     def __init__(self, place: _Place, free: list[CallRow] | None) -> None:
@@ -264,7 +279,7 @@ class CallRow:
             free: Where the row goes after each call; None if nobody wants it back.
         """
         self._free = free
-        self._memory, self._words, self._at = place
+        self._memory, self._words, self._at, self.number = place
         self._base = self._at // 8
         # Goes on where the last call in this place ended: the serials of two states are never the same.
         self._serial = self._words[self._base + _WORD_BEGUN]
@@ -304,6 +319,10 @@ class CallRow:
     def known(self, ref: str, script: str, uniqueid: str, channel: str, callerid: str) -> None:
         """Its environment was read."""
         self._identity = (ref, script, uniqueid, channel, callerid)
+
+    def resembles(self, fingerprint: int) -> None:
+        """Note what the request has in common with others like it: see ``quarantine.fingerprint``."""
+        self._words[self._base + _WORD_FINGERPRINT] = fingerprint
 
     def routed(self, route: str, now_s: float) -> None:
         """Its route was found, and the script begins."""
@@ -464,7 +483,7 @@ class CallRow:
 
 def _make_void() -> _Place:
     memory = bytearray(_ROW_BYTES)
-    return _Place(memory, memoryview(memory).cast("Q"), 0)
+    return _Place(memory, memoryview(memory).cast("Q"), 0, _NO_NUMBER)
 
 
 #: A place that nobody reads.
@@ -556,7 +575,8 @@ class CallBoard:
         first = begins + _BLOCK_HEADER_BYTES
         # The lowest last, because the last is taken first.
         for row in reversed(range(rows)):
-            place = _Place(self._memory, self._words, first + row * _ROW_BYTES)
+            number = self._blocks * _ROWS_OF_BLOCK + row
+            place = _Place(self._memory, self._words, first + row * _ROW_BYTES, number)
             self._free.append(CallRow(place, self._free))
         self._blocks += 1
         self._words[3] = self._blocks
@@ -571,12 +591,14 @@ class _Snapshot:
         pid: The worker whose board it is.
         data: The whole file, and behind it the rows that had to be read again.
         rows: Where the rows of calls in progress begin.
+        again: For each row that was read again, where it begins in the file.
     """
 
     slot: int
     pid: int
     data: bytes
     rows: list[int]
+    again: list[int]
 
     def facts(self, rows: list[int]) -> list[CallFacts]:
         """Read these rows."""
@@ -610,7 +632,15 @@ class _Snapshot:
             route=texts[row[9]],
             statement=texts[row[10]],
             command=texts[row[11]].rstrip("\r\n"),
+            fingerprint=_FINGERPRINT(self.data, at_bytes + _AT_FINGERPRINT)[0],
+            number=self._number(at_bytes),
         )
+
+    def _number(self, at_bytes: int) -> int:
+        """Return the number of the row that begins here."""
+        behind = at_bytes - (len(self.data) - len(self.again) * _ROW_BYTES)
+        block, within = divmod(self.again[behind // _ROW_BYTES] if behind >= 0 else at_bytes, _BLOCK_BYTES)
+        return block * _ROWS_OF_BLOCK + (within - _BLOCK_HEADER_BYTES) // _ROW_BYTES
 
 
 def read_calls(path: Path, slot: int) -> list[CallFacts]:
@@ -691,9 +721,9 @@ def _copy(path: Path, slot: int) -> _Snapshot | None:
         data = os.pread(file.fileno(), blocks * _BLOCK_BYTES, 0)
         words = memoryview(data[: len(data) // _BLOCK_BYTES * _BLOCK_BYTES]).cast("Q")
         rows, torn = _occupied(words)
-        again = [row for row in (_read_again(file.fileno(), at_bytes) for at_bytes in torn) if row]
+        again = {at_bytes: row for at_bytes in torn if (row := _read_again(file.fileno(), at_bytes))}
     rows += range(len(data), len(data) + len(again) * _ROW_BYTES, _ROW_BYTES)
-    return _Snapshot(slot, pid, b"".join([data, *again]), rows)
+    return _Snapshot(slot, pid, b"".join([data, *again.values()]), rows, list(again))
 
 
 def _occupied(words: memoryview[int]) -> tuple[list[int], list[int]]:

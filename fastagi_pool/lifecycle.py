@@ -24,10 +24,13 @@ from time import sleep
 from types import TracebackType
 from typing import Final
 
+from fastagi_pool.custody import WITNESS_TITLE
 from fastagi_pool.errors import BootError
 
 #: The file below ``runtime_dir`` that a master holds locked.
 PID_FILE: Final = "master.pid"
+#: A witness that has something to tell takes two seconds at most.
+WITNESS_S: Final = 3.0
 #: An onlooker holds the file for microseconds, and a new master writes its number as quickly.
 _ATTEMPTS: Final = 25
 _PAUSE_S: Final = 0.02
@@ -142,16 +145,19 @@ class LivingMaster:
     def kill_all(self) -> list[int]:
         """Kill it and all that it has started, and return their process ids, the master's first.
 
-        The master goes first: it would replace the others.
+        The master goes first: it would replace the others. The workers' witnesses tell the calls what has
+        happened and end by themselves; they are killed only if they do not.
 
         Raises:
             PermissionError: They belong to somebody else.
         """
         pidfds = [(pid, _open_pidfd(pid)) for pid in descendants(self.pid)]
+        witnesses = {pid for pid, _ in pidfds if _is_witness(pid)}
         killed = [self.pid] if self.send(signal.SIGKILL) else []
-        for pid, pidfd in pidfds:
+        for pid, pidfd in sorted(pidfds, key=lambda each: each[0] in witnesses):
             if pidfd is not None:
-                if _send(pidfd, signal.SIGKILL):
+                ended = pid in witnesses and _has_ended(pidfd, WITNESS_S)
+                if not ended and _send(pidfd, signal.SIGKILL):
                     killed.append(pid)
                 os.close(pidfd)
         return killed
@@ -180,6 +186,13 @@ def reach(runtime_dir: Path) -> LivingMaster | None:
             f"not permitted: {runtime_dir / PID_FILE} is user {life.owner}'s, and process {life.pid} is not"
         )
     return LivingMaster(life.pid, pidfd)
+
+
+def _is_witness(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().startswith(WITNESS_TITLE.encode())
+    except OSError:
+        return False
 
 
 def descendants(pid: int) -> list[int]:

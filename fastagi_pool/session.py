@@ -12,6 +12,11 @@ Laws:
     * A whole command line goes out before anything else happens to the socket.
     * Closing is a success to the dialplan. Only :meth:`Session.fail` is not.
     * A handler may outlive its connection (:meth:`Session.finish`); its own time goes on.
+    * Until a call begins nothing of it is consumed: its environment is only looked at, so whoever survives
+      this process can hand the connection to another. (On a unix socket an environment that comes in pieces
+      is consumed all the same: the kernel would wake us for what is known already, again and again.)
+    * A session that nobody serves yet has no greenlet. It is called back once something has come, or once one
+      of its limits is over; whoever serves it then learns which.
     * Between commands nobody reads, unless somebody listens (:meth:`Session.listen`): for whom else speaks in
       the handler's place, and has to hear of a hangup when it comes. Never do two read at a time.
 
@@ -21,6 +26,7 @@ from Asterisk 16 and 22.
 
 from __future__ import annotations
 
+import _socket
 import os
 import select
 import socket
@@ -36,6 +42,7 @@ import gevent
 from gevent import monkey
 
 from fastagi_pool.callboard import NO_ROW, CallRow, CallState, Clocks
+from fastagi_pool.custody import BEGUN, NO_CUSTODY, NOBODYS, UNBEGUN, Custody, NoCustody
 from fastagi_pool.endings import FAILURE_LINE
 from fastagi_pool.errors import (
     AGICallFinished,
@@ -62,6 +69,11 @@ from fastagi_pool.protocol import (
 
 #: Room for an environment in one piece; larger ones come in several.
 _RECEIVE_BYTES: Final = 16384
+#: More than an honest environment, and less than the least receive buffer: of more than fits there the kernel
+#: could not wait for the rest. Source: tcp_set_rcvlowat() in net/ipv4/tcp.c.
+_MOST_LEFT_BYTES: Final = 32768
+#: Look without taking, and without waiting.
+_PEEK: Final = socket.MSG_PEEK | socket.MSG_DONTWAIT
 #: How long HANGUP may come behind the -1 that it causes: 45 ms were seen.
 HANGUP_GRACE_S: Final = 0.1
 #: How long a failed session waits for Asterisk to have read the reason.
@@ -80,6 +92,8 @@ _READ: Final = 1
 _WRITE: Final = 2
 
 Limit = Literal["header", "idle", "script", "closing", "over"]
+#: What a connection has to say at first sight: nothing yet, nothing ever, or something.
+FirstLook = Literal["silent", "closed", "word"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,7 +157,7 @@ class Session:
         script_s: Time spent by the handler, in the database too.
         database_s: Of that, the time in the database.
         statement: The last statement that was sent to a database; empty if none was.
-        row: Where others see what the call does.
+        row: Where others see what the call does; see :meth:`show_in`.
         hung_up: Whether HANGUP was seen.
         finished_s: Monotonic time at which the handler gave the call back before its end, or None.
     """
@@ -153,6 +167,7 @@ class Session:
         "_aside",
         "_aside_since_s",
         "_asked",
+        "_custody",
         "_fd",
         "_hangup_told",
         "_hub",
@@ -161,11 +176,14 @@ class Session:
         "_limits",
         "_mark_s",
         "_on_unasked",
+        "_on_word",
         "_over",
+        "_peeked_bytes",
         "_raise_hangup",
         "_reader",
         "_said",
         "_script_limit_s",
+        "_seen",
         "_slow_limit_s",
         "_unsent",
         "accepted_s",
@@ -193,6 +211,7 @@ class Session:
         limits: SessionLimits,
         header_limits: HeaderLimits,
         row: CallRow = NO_ROW,
+        custody: Custody | NoCustody = NO_CUSTODY,
     ) -> None:
         """Take over a connection.
 
@@ -204,7 +223,10 @@ class Session:
             limits: What the session may take until a route says otherwise.
             header_limits: What the environment may cost.
             row: Where others shall see what the call does.
+            custody: Where it stands for those who survive this process.
         """
+        self._custody = custody.words
+        self._custody[descriptor] = UNBEGUN
         self.peer = peer
         self.accepted_s = self._mark_s = monotonic()
         self.greenlet: Any = None
@@ -229,13 +251,14 @@ class Session:
         self._hangup_told = False
         self._raise_hangup = True
         self._unsent = b""
+        self._seen = b""
+        self._peeked_bytes = 0
+        self._on_word: Callable[[Session], None] | None = None
         self._fd = descriptor
         self._reader = hub.loop.io(descriptor, _READ)
         self.deadline_s: float = _NEVER
         self._arm("header", self.accepted_s, limits.header_s)
         row.accepted(peer, self.accepted_s)
-
-    # --- the conversation
 
     def fileno(self) -> int:
         """The connection's descriptor; -1 once it is closed."""
@@ -249,8 +272,50 @@ class Session:
         poller.register(self._fd, select.POLLRDHUP)
         return bool(poller.poll(0))
 
+    def show_in(self, row: CallRow) -> None:
+        """Let others see from now on what the call does; before :meth:`begin`.
+
+        Args:
+            row: The call's from now on, and to be released by whoever gave it.
+        """
+        self.row = row
+        row.accepted(self.peer, self.accepted_s)
+
+    # --- before the call begins
+
+    def first_look(self) -> FirstLook:
+        """Look whether something has come, without waiting: in the hub, where a probe needs no greenlet.
+
+        Returns:
+            ``silent`` for nothing yet, ``closed`` if the peer has closed without a word or is gone, ``word``
+            if there is something for :meth:`receive_request`.
+        """
+        try:
+            self._seen = self._peek(_RECEIVE_BYTES)
+        except BlockingIOError:
+            return "silent"
+        except OSError:
+            return "closed"
+        return "word" if self._seen else "closed"
+
+    def await_word(self, on_word: Callable[[Session], None]) -> None:
+        """Wait without a greenlet until something can be read; the time for the environment runs.
+
+        Args:
+            on_word: Called once with this session, in the hub: it must neither wait nor raise. It is called
+                as well when the session is interrupted: then :meth:`receive_request` raises why.
+        """
+        self._on_word = on_word
+        self._reader.start(self._hear_a_word)
+
+    def _hear_a_word(self) -> None:
+        on_word, self._on_word = self._on_word, None
+        self._reader.stop()
+        if on_word is not None:
+            on_word(self)
+
     def receive_request(self) -> Request | None:
-        """Wait for the environment.
+        """Wait for the environment. It stays in the kernel until the call begins, unless it came in pieces.
 
         Returns:
             The request; None if the peer closed without a word, as a probe does.
@@ -259,22 +324,126 @@ class Session:
             RemoteProtocolError: What came is not AGI.
             CallTimeout: It did not come in time.
             CallPeerGone: The connection broke.
+            CallStopped: The worker must end.
         """
-        self._receive()
-        event = self._patiently(self._agi.next_event(), self._agi.next_event)
+        if self._over is not None:
+            raise self._over
+        data = self._seen or self._await_and_peek(_RECEIVE_BYTES)
+        self._seen = b""
+        self._peeked_bytes = len(data)
+        self._agi.receive_data(data)
+        event = self._agi.next_event()
+        if event is NEED_DATA:
+            event = self._receive_the_rest()
         if isinstance(event, ConnectionClosed):
             return None
         if not isinstance(event, Request):
             raise RemoteProtocolError(f"an environment was expected, not {event}")
         return event
 
+    def _await_and_peek(self, most_bytes: int) -> bytes:
+        while True:
+            try:
+                return self._peek(most_bytes)
+            except BlockingIOError:
+                self._hub.wait(self._reader)
+            except OSError as error:
+                raise self._gone(f"the connection broke: {error}") from error
+
+    def _peek(self, most_bytes: int) -> bytes:
+        """Look at what has come since accept.
+
+        Raises:
+            BlockingIOError: Nothing has.
+            OSError: The connection broke.
+        """
+        # Of any family: receiving asks for none, and finding out would be a system call more.
+        connection = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, self._fd)
+        try:
+            return connection.recv(most_bytes, _PEEK)
+        finally:
+            connection.detach()
+
+    def _receive_the_rest(self) -> Event | NeedData:
+        """Wait for the rest of an environment that comes in pieces, as Asterisk sends it."""
+        event: Event | NeedData = NEED_DATA
+        raised_mark = False
+        try:
+            while event is NEED_DATA:
+                if not self._wake_for_more():
+                    break
+                raised_mark = True
+                self._hub.wait(self._reader)
+                if not self._peek_further():
+                    break
+                event = self._agi.next_event()
+        finally:
+            if raised_mark:
+                self._set_mark(1)
+        if event is NEED_DATA:
+            self._consume()
+            return self._patiently(event, self._agi.next_event)
+        return event
+
+    def _wake_for_more(self) -> bool:
+        """Have the kernel wake us for what comes behind the bytes that are there; False if it cannot."""
+        if self._peeked_bytes > _MOST_LEFT_BYTES:
+            return False
+        # On a unix socket this fails, and so tells that the mark would not be heeded.
+        return self._acknowledge_quickly() and self._set_mark(self._peeked_bytes + 1)
+
+    def _set_mark(self, least_bytes: int) -> bool:
+        """Say how many bytes must be there before the kernel wakes us; False if the connection is gone."""
+        try:
+            with self._borrowed_socket() as connection:
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
+        except OSError:
+            return False
+        return True
+
+    def _peek_further(self) -> bool:
+        """Take note of what has come behind the bytes that are known; False if nothing has."""
+        known = self._peeked_bytes
+        most_bytes = known + _RECEIVE_BYTES
+        data = self._await_and_peek(most_bytes)
+        if len(data) == known:
+            if not self.peer_has_closed:
+                # Woken for nothing, as when memory is short: not to be woken so for ever.
+                return False
+            # What came last, came before the end.
+            data = self._await_and_peek(most_bytes)
+        self._peeked_bytes = len(data)
+        self._agi.receive_data(data[known:])
+        return True
+
+    def _consume(self) -> None:
+        """Take what was only looked at out of the kernel: from here on the call is ours for good.
+
+        Raises:
+            CallPeerGone: The connection broke.
+        """
+        self._custody[self._fd] = BEGUN + self.row.number
+        while self._peeked_bytes:
+            try:
+                taken = os.read(self._fd, self._peeked_bytes)
+            except OSError as error:
+                raise self._gone(f"the connection broke: {error}") from error
+            self._peeked_bytes = self._peeked_bytes - len(taken) if taken else 0
+
+    # --- the conversation
+
     def begin(self, limits: SessionLimits, raise_hangup: bool = True) -> None:
-        """Start the handler's time under the limits of its route.
+        """Begin the call: start the handler's time under the limits of its route.
 
         Args:
             limits: The route's limits.
             raise_hangup: Whether a hangup raises CallHangup; otherwise only ``hung_up`` tells of it.
+
+        Raises:
+            CallPeerGone: The connection broke before.
         """
+        if self._fd >= 0:
+            self._consume()
         self._limits = limits
         self._idle_limit_s = limits.idle_s or _NEVER
         self._script_limit_s = limits.script_s or _NEVER
@@ -506,10 +675,15 @@ class Session:
     # --- the clocks besides Asterisk's
 
     def queues(self) -> None:
-        """Begin to wait for a place; :meth:`called_in` must follow. The running limit goes on."""
+        """Begin to wait for a place; :meth:`called_in` must follow.
+
+        The handler's time goes on meanwhile; the time for the environment rests.
+        """
         now_s = monotonic()
         if self._limit == "script":
             self.script_s += now_s - self._mark_s
+        elif self._limit == "header":
+            self.deadline_s = _NEVER
         self._mark_s = now_s
         self.slow_at_s = _NEVER
         self._aside, self._aside_since_s = CallState.QUEUED, now_s
@@ -624,6 +798,8 @@ class Session:
         self._stop_listening()
         if self._fd < 0:
             return
+        # From here on it is told something, and nobody else can begin with it.
+        self._custody[self._fd] = BEGUN + self.row.number
         self._arm("closing", monotonic(), CLOSING_S)
         # Asterisk is waited for, which makes no call slow.
         self.slow_at_s = _NEVER
@@ -647,12 +823,14 @@ class Session:
             self._reader.stop()
             self._reader.close()
             os.close(self._fd)
+            self._custody[self._fd] = NOBODYS
             self._fd = -1
+            self._on_word = None
 
     # --- limits
 
     def expire(self, now_s: float) -> None:
-        """Interrupt the handler: its limit is over (called by the worker, in the hub)."""
+        """Interrupt whoever serves it: its limit is over (called by the worker, in the hub)."""
         if self._over is None and self._limit != "closing":
             limit_s = {
                 "header": self._limits.header_s,
@@ -663,7 +841,7 @@ class Session:
         self._interrupt(now_s, self._over or CallTimeout(self._limit, CLOSING_S))
 
     def stop(self, now_s: float) -> None:
-        """Interrupt the handler: the worker must end (called by the worker, in the hub)."""
+        """Interrupt whoever serves it: the worker must end (called by the worker, in the hub)."""
         if self._over is None:
             self._over = CallStopped("the worker must end")
         self._interrupt(now_s, self._over)
@@ -682,6 +860,8 @@ class Session:
         self._arm("over" if self._limit != "closing" else "closing", now_s, _INSIST_S)
         if self.greenlet is not None:
             self.greenlet.throw(why)
+        elif self._on_word is not None:
+            self._hear_a_word()
 
     def _arm(self, limit: Limit, now_s: float, limit_s: float) -> None:
         self._limit = limit
@@ -754,18 +934,23 @@ class Session:
             self._over = gone
         return gone
 
-    def _acknowledge_quickly(self) -> None:
-        """Spare the 40 ms that Nagle's algorithm costs Asterisk between two pieces (41 -> 0.1 ms)."""
+    def _acknowledge_quickly(self) -> bool:
+        """Spare the 40 ms that Nagle's algorithm costs Asterisk between two pieces (41 -> 0.1 ms).
+
+        Returns:
+            False on a unix socket, which has no such thing, and for a peer that is gone: reading will say so.
+        """
         try:
             with self._borrowed_socket() as connection:
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
         except OSError:
-            pass  # A unix socket, which has no such thing, or a peer that is gone: reading will say so.
+            return False
+        return True
 
     @contextmanager
-    def _borrowed_socket(self) -> Iterator[socket.socket]:
+    def _borrowed_socket(self) -> Iterator[_socket.socket]:
         """Our descriptor as a socket object, for what only such a one can do."""
-        connection = socket.socket(fileno=self._fd)
+        connection = _socket.socket(socket.AF_INET, socket.SOCK_STREAM, 0, self._fd)
         try:
             yield connection
         finally:

@@ -11,6 +11,7 @@ import pytest
 from children import in_child
 from disks import small_disk
 
+from fastagi_pool import callboard
 from fastagi_pool.callboard import (
     NO_ROW,
     CallBoard,
@@ -28,6 +29,7 @@ BLOCK_BYTES = 65536
 ROW_BYTES = 1536
 FIRST_ROW = 1024
 SERIAL_AT_END = 1488
+OCCUPIED = callboard._occupied
 
 
 @pytest.fixture
@@ -94,6 +96,8 @@ def test_every_field_comes_back(board: CallBoard, path: Path) -> None:
         "callerid": "4930123",
         "command": 'EXEC Playback "hello"',
         "statement": "SELECT 1",
+        "fingerprint": 0,
+        "number": 0,
     }
 
 
@@ -148,7 +152,7 @@ def test_a_call_from_accept_to_its_end(board: CallBoard, path: Path) -> None:
 )
 def test_the_running_clock_goes_on(state: CallState, clocks: tuple[float, ...]) -> None:
     """Of the four clocks only that of the state runs, and the script's is told without the database."""
-    texts = [""] * 9
+    texts = ("",) * 9
     facts = CallFacts(0, 1, state, 100.0, 200.0, 1.0, 2.0, 4.0, 1.0, 0, False, *texts)
     assert facts.clocks(210.0) == clocks
 
@@ -240,7 +244,7 @@ def test_the_next_call_finds_nothing_of_the_last(board: CallBoard, path: Path) -
     again.show()
     texts = ("", "", "", "10.0.0.2", "", "", "", "", "")
     clocks = (200.0, 200.0, 0.0, 0.0, 0.0, 0.0)
-    assert tuple(only_call(path)) == (3, 42, CallState.HEADER, *clocks, 0, False, *texts)
+    assert tuple(only_call(path)) == (3, 42, CallState.HEADER, *clocks, 0, False, *texts, 0, 0)
 
 
 def test_nothing_is_written_before_the_route_is_found(board: CallBoard, path: Path) -> None:
@@ -345,6 +349,22 @@ def test_what_a_dead_worker_left_is_still_read(path: Path) -> None:
     os.waitpid(pid, 0)
     facts = only_call(path)
     assert (facts.pid, facts.state, facts.command) == (pid, CallState.ASTERISK, "NOOP")
+
+
+def test_each_row_has_a_number(board: CallBoard, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader finds the number that the row itself has, in a second block too, and of rows read again."""
+    rows = [row_in_script(board, str(number)) for number in range(60)]
+    numbers = {str(number): row.number for number, row in enumerate(rows)}
+    assert sorted(numbers.values()) == list(range(60))
+    assert {call.ref: call.number for call in read_calls(path, 3)} == numbers
+    monkeypatch.setattr(callboard, "_occupied", half_torn)
+    assert {call.ref: call.number for call in read_calls(path, 3)} == numbers
+
+
+def half_torn(words: memoryview[int]) -> tuple[list[int], list[int]]:
+    """Find every second row just being written."""
+    rows, torn = OCCUPIED(words)
+    return rows[::2], [*rows[1::2], *torn]
 
 
 def test_a_row_that_is_half_written_is_left_out(board: CallBoard, path: Path) -> None:

@@ -5,10 +5,13 @@ The handler's side runs in a greenlet of its own; the test's own greenlet is the
 
 from __future__ import annotations
 
+import fcntl
 import math
 import os
 import socket
 import struct
+import sys
+import termios
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,6 +26,7 @@ import pytest
 from conftest import ManualClock
 
 from fastagi_pool.callboard import NO_ROW, CallBoard, CallFacts, CallRow, CallState, Clocks, read_calls
+from fastagi_pool.custody import NO_CUSTODY, Custody, Held, NoCustody, most_descriptors
 from fastagi_pool.errors import (
     AGICallFinished,
     CallEnded,
@@ -153,6 +157,7 @@ def connect(
     pair: Callable[[], tuple[socket.socket, socket.socket]] = socket.socketpair,
     limits: SessionLimits = LIMITS,
     row: CallRow = NO_ROW,
+    custody: Custody | NoCustody = NO_CUSTODY,
 ) -> Link:
     """Make a session with a peer."""
     ours, theirs = pair()
@@ -160,7 +165,7 @@ def connect(
     family = theirs.family
     peer = gevent.socket.socket(family, socket.SOCK_STREAM, fileno=theirs.detach())
     peer.settimeout(WAIT_S)
-    session = Session(ours.detach(), "10.0.0.7", gevent.get_hub(), limits, HeaderLimits(), row)
+    session = Session(ours.detach(), "10.0.0.7", gevent.get_hub(), limits, HeaderLimits(), row, custody)
     return Link(session, peer)
 
 
@@ -218,6 +223,244 @@ def test_an_environment_larger_than_one_read(link: Link) -> None:
     request = running.result()
     assert isinstance(request, Request)
     assert len(request.arguments) == 100
+
+
+# ---- before the call begins
+
+
+def unread(link: Link) -> int:
+    """How many bytes lie in the kernel for this session."""
+    room = bytearray(4)
+    fcntl.ioctl(link.session.fileno(), termios.FIONREAD, room)
+    return int.from_bytes(room, sys.byteorder)
+
+
+def turn() -> None:
+    """Let the hub do what there is to do."""
+    for _ in range(3):
+        gevent.sleep(0)
+    gevent.sleep(0.001)
+
+
+def receiving(session: Session) -> object:
+    """Read the environment."""
+    return session.receive_request()
+
+
+def test_an_environment_stays_in_the_kernel(link: Link) -> None:
+    """Until the call begins another process finds all that the peer has said; then exactly that is taken."""
+    link.say(ENVIRONMENT)
+    assert isinstance(link.run(receiving).result(), Request)
+    assert unread(link) == len(ENVIRONMENT)
+    link.say(b"HANGUP\n")
+    link.session.begin(LIMITS)
+    assert unread(link) == len(b"HANGUP\n")
+    running = link.run(lambda session: session.execute(b"NOOP\n"))
+    link.hear_line()
+    link.say(b"200 result=0\n")
+    with pytest.raises(CallHangup):
+        running.result()
+
+
+@pytest.mark.parametrize(("pair", "left"), [(tcp_pair, True), (socket.socketpair, False)])
+def test_an_environment_in_pieces_stays_where_the_kernel_can_wait(
+    pair: Callable[[], tuple[socket.socket, socket.socket]], left: bool
+) -> None:
+    """Over TCP pieces stay in the kernel as well; over a unix socket they do not, and that is known."""
+    custody = Custody(most_descriptors())
+    link = connect(pair, custody=custody)
+    link.say(ENVIRONMENT[:40])
+    running = link.run(receiving)
+    turn()
+    link.say(ENVIRONMENT[40:])
+    assert isinstance(running.result(), Request)
+    descriptor = link.session.fileno()
+    assert unread(link) == (len(ENVIRONMENT) if left else 0)
+    assert custody.held([descriptor]) == [Held(descriptor, begun=not left, row=None)]
+    link.session.close()
+
+
+def test_half_an_environment_does_not_spin(link: Link, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is known already wakes nobody, however long the rest takes; the next byte does."""
+    looks: list[str] = []
+    for name in ("_peek", "_receive"):
+        original = getattr(Session, name)
+
+        def counted(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            looks.append(name)
+            return original(*arguments)
+
+        monkeypatch.setattr(Session, name, counted)
+    link.say(ENVIRONMENT[:40])
+    running = link.run(receiving)
+    for _ in range(20):
+        turn()
+    assert len(looks) <= 2
+    link.say(ENVIRONMENT[40:])
+    assert isinstance(running.result(), Request)
+
+
+def test_a_mark_is_taken_back() -> None:
+    """Once the environment is whole, a reply of any length wakes the session."""
+    link = connect(tcp_pair)
+    running = link.run(receiving)
+    for start in range(0, len(ENVIRONMENT), 20):
+        link.say(ENVIRONMENT[start : start + 20])
+        turn()
+    running.result()
+    connection = socket.socket(fileno=os.dup(link.session.fileno()))
+    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
+    connection.close()
+    link.session.close()
+
+
+def test_a_late_environment_is_interrupted(link: Link) -> None:
+    """A peer that stops in the middle of its environment is told a failure when the time is over."""
+    link.say(ENVIRONMENT[:40])
+    running = link.run(receiving)
+    turn()
+    in_hub(lambda: link.session.expire(monotonic()))
+    with pytest.raises(CallTimeout, match="header"):
+        running.result()
+    link.run(lambda session: session.fail())
+    assert link.hear_all() == b"failure\n"
+
+
+def test_a_peer_that_goes_before_its_call_begins(link: Link) -> None:
+    """A peer that closed while its call waited is found at its first command, as any other."""
+    link.say(ENVIRONMENT)
+    link.run(receiving).result()
+    link.peer.close()
+    link.session.begin(LIMITS)
+    with pytest.raises(CallPeerGone):
+        link.run(lambda session: session.execute(b"NOOP\n")).result()
+
+
+def test_a_connection_that_broke_before_its_call_begins() -> None:
+    """A reset while the call waited ends it at its beginning or at its first command, and never hangs."""
+    link = connect(tcp_pair)
+    link.say(ENVIRONMENT)
+    link.run(receiving).result()
+    link.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.peer.close()
+
+    def go_on(session: Session) -> None:
+        session.begin(LIMITS)
+        session.execute(b"NOOP\n")
+
+    with pytest.raises(CallPeerGone):
+        link.run(go_on).result()
+    link.session.close()
+
+
+# ---- without a greenlet
+
+
+def test_the_first_look(link: Link) -> None:
+    """Silence, a word and a probe are told apart without waiting, and a word that was seen is not lost."""
+    assert link.session.first_look() == "silent"
+    link.say(ENVIRONMENT)
+    turn()
+    assert link.session.first_look() == "word"
+    assert isinstance(link.run(receiving).result(), Request)
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_probe_is_seen_at_the_first_look(reset: bool) -> None:
+    """A peer that closes or resets the connection without a word needs no greenlet."""
+    link = connect(tcp_pair)
+    if reset:
+        link.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.peer.close()
+    assert link.session.first_look() == "closed"
+    link.session.close()
+
+
+def test_a_word_is_awaited_without_a_greenlet(link: Link) -> None:
+    """Whoever awaits a word is called once, with the session, when something can be read."""
+    called: list[Session] = []
+    link.session.await_word(called.append)
+    turn()
+    assert called == []
+    link.say(ENVIRONMENT[:10])
+    for _ in range(3):
+        turn()
+    assert called == [link.session]
+    link.say(ENVIRONMENT[10:])
+    assert isinstance(link.run(receiving).result(), Request)
+
+
+@pytest.mark.parametrize(
+    ("interrupt", "raised"),
+    [
+        (lambda session: session.expire(monotonic()), CallTimeout),
+        (lambda session: session.stop(monotonic()), CallStopped),
+    ],
+    ids=["expire", "stop"],
+)
+def test_a_silent_session_is_interrupted(
+    link: Link, interrupt: Callable[[Session], None], raised: type[CallEnded]
+) -> None:
+    """Without a greenlet whoever awaits the word is called, once, and who serves the session learns why."""
+    called: list[Session] = []
+    link.session.await_word(called.append)
+    in_hub(lambda: interrupt(link.session))
+    in_hub(lambda: interrupt(link.session))
+    assert called == [link.session]
+    with pytest.raises(raised):
+        link.run(receiving).result()
+
+
+def test_nobody_is_called_behind_the_end(link: Link) -> None:
+    """A session that was closed while a word was awaited calls nobody any more."""
+    called: list[Session] = []
+    link.session.await_word(called.append)
+    link.session.close()
+    with suppress(OSError):
+        link.say(ENVIRONMENT)
+    in_hub(lambda: link.session.expire(monotonic()))
+    assert called == []
+
+
+# ---- who survives this process
+
+
+def test_what_stands_in_custody(tmp_path: Path) -> None:
+    """From accept to close it stands there whether the call has begun, and in which row."""
+    custody = Custody(most_descriptors())
+    board = CallBoard.create(tmp_path / "0", 0, os.getpid(), 10)
+    board.take()
+    link = connect(tcp_pair, custody=custody)
+    descriptor = link.session.fileno()
+    assert custody.held([descriptor]) == [Held(descriptor, begun=False, row=None)]
+    link.session.show_in(board.take())
+    link.greet()
+    assert custody.held([descriptor]) == [Held(descriptor, begun=True, row=1)]
+    link.session.close()
+    assert custody.held([descriptor]) == []
+
+
+def test_a_call_that_is_refused_is_nobody_elses() -> None:
+    """From the moment when a failure is told, nobody else may serve the call."""
+    custody = Custody(most_descriptors())
+    link = connect(tcp_pair, custody=custody)
+    descriptor = link.session.fileno()
+    running = link.run(lambda session: session.fail())
+    assert custody.held([descriptor]) == [Held(descriptor, begun=True, row=None)]
+    link.peer.close()
+    running.result()
+    assert custody.held([descriptor]) == []
+
+
+def test_a_call_is_shown_later(tmp_path: Path) -> None:
+    """A row that the session gets after accept shows since when it is there, and from whom."""
+    board = CallBoard.create(tmp_path / "0", 0, os.getpid(), 10)
+    link = connect()
+    link.session.show_in(board.take())
+    link.session.row.show()
+    [facts] = read_calls(tmp_path / "0", 0)
+    assert (facts.peer, facts.accepted_s) == ("10.0.0.7", link.session.accepted_s)
+    link.session.close()
 
 
 # ---- commands
@@ -1512,6 +1755,14 @@ def test_of_a_masked_call_only_what_a_statement_does_is_seen(watched: Watched) -
     assert watched.seen.statement == "SELECT"
     session.waits("a connection to database main", clock())
     assert watched.seen.statement == "a connection to database main"
+
+
+def test_the_time_for_the_environment_rests_in_the_queue(watched: Watched) -> None:
+    """While a call waits for its place, it does not run out of the time for its environment."""
+    watched.session.queues()
+    assert watched.session.deadline_s == math.inf
+    watched.session.called_in()
+    assert watched.session.deadline_s == watched.clock() + LIMITS.header_s
 
 
 def test_a_wait_in_the_queue_takes_nothing_from_the_handler(watched: Watched) -> None:
