@@ -22,6 +22,7 @@ function in res/res_agi.c (the speech commands: res/res_speech.c; all results re
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, NoReturn, Protocol, TypeAlias
@@ -122,9 +123,27 @@ class Call:
         captures: What the route's pattern caught: named groups by name, others ``"1"``, ``"2"``...
         ref: The reference under which the logs know this call.
         refused: Number of commands that the guard did not let out.
+        received_s: Wall clock time, in seconds since 1970, at which the call came. In a call from the journal
+            that is long ago, and what the handler writes shall say so.
+        deferrable: Whether the handler will be run again, from the journal, if it raises
+            ``DatabaseUnavailable`` or ``DatabaseBusy`` now.
+        deferred: Whether this is such a run: Asterisk is gone, and commands are answered by nobody.
+        begun_before: Whether an earlier run of this call had begun, so that some of it may have been done.
     """
 
-    __slots__ = ("_clean", "_dialogue", "_max_bytes", "captures", "ref", "refused", "request")
+    __slots__ = (
+        "_clean",
+        "_dialogue",
+        "_max_bytes",
+        "begun_before",
+        "captures",
+        "deferrable",
+        "deferred",
+        "received_s",
+        "ref",
+        "refused",
+        "request",
+    )
 
     def __init__(
         self,
@@ -134,6 +153,10 @@ class Call:
         ref: str = "",
         max_command_bytes: int = MAX_COMMAND_BYTES,
         clean_arguments: bool = False,
+        received_s: float | None = None,
+        deferrable: bool = False,
+        deferred: bool = False,
+        begun_before: bool = False,
     ) -> None:
         """Put the parts together.
 
@@ -145,11 +168,19 @@ class Call:
             max_command_bytes: The longest line that this Asterisk reads in one piece.
             clean_arguments: Whether line ends and NUL in arguments become spaces; otherwise such a
                 command is refused.
+            received_s: Wall clock time at which the call came; None for now.
+            deferrable: Whether it will be run again if its database is away.
+            deferred: Whether it runs from the journal.
+            begun_before: Whether an earlier run had begun.
         """
         self.request = request
         self.captures = captures or {}
         self.ref = ref
         self.refused = 0
+        self.received_s = time.time() if received_s is None else received_s
+        self.deferrable = deferrable
+        self.deferred = deferred
+        self.begun_before = begun_before
         self._dialogue = dialogue
         self._max_bytes = max_command_bytes
         self._clean = clean_arguments

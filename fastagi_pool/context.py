@@ -4,6 +4,8 @@ Laws:
     * One for each call, so nothing of one call can be seen by the next. What calls of a worker
       shall share on purpose lies in ``state``.
     * Whatever a handler leaves open in a database is rolled back and given back at its end.
+    * Of a call that may be done later, from the journal, nothing is done twice: its rows and its mark are one
+      transaction on the database whose outage defers it.
     * What a handler waits for besides Asterisk is told to the call's clocks, so that it stands where the time
       went: in the queue, in the database.
 """
@@ -12,9 +14,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from fastagi_pool.errors import OperatorError
 
@@ -22,6 +24,9 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from fastagi_pool.database import Database, Lease
+    from fastagi_pool.transacting import Course
+
+T = TypeVar("T")
 
 
 class Clocks(Protocol):
@@ -52,7 +57,19 @@ class Context:
         state: Shared by all calls of this worker; filled by ``setup``.
     """
 
-    __slots__ = ("_charged_s", "_clocks", "_databases", "_leases", "log", "options", "state")
+    __slots__ = (
+        "_charged_s",
+        "_clocks",
+        "_course",
+        "_databases",
+        "_defers",
+        "_leases",
+        "_mark",
+        "_repeats",
+        "log",
+        "options",
+        "state",
+    )
 
     def __init__(
         self,
@@ -61,7 +78,25 @@ class Context:
         state: dict[str, Any],
         options: Mapping[str, Any] | None = None,
         clocks: Clocks | None = None,
+        mark: str = "",
+        defers: str = "",
+        repeats: bool = True,
     ) -> None:
+        """Put the parts together.
+
+        Args:
+            databases: The worker's databases by name.
+            log: As above.
+            state: As above.
+            options: As above.
+            clocks: Told what the call waits for; None outside of calls.
+            mark: The call's mark, to be written with its rows; empty for a call that is not deferrable, or
+                whose handler may be run twice, or whose mark is written by somebody else.
+            defers: The database whose outage defers the call; empty if none does. With a mark it may be left
+                out if there is only one.
+            repeats: Whether :meth:`transact` may try again; False where a transaction is a part of a larger
+                one, which a deadlock ends as a whole.
+        """
         self.options = options or {}
         self.log = log
         self.state = state
@@ -69,6 +104,20 @@ class Context:
         self._leases: dict[str, Lease] | None = None
         self._clocks = clocks
         self._charged_s = 0.0
+        self._mark = mark
+        self._defers = self._known(defers) if defers or mark else ""
+        self._repeats = repeats
+        self._course: Course | None = None
+
+    @property
+    def in_doubt(self) -> bool:
+        """Whether a commit was sent, on the database whose outage defers the call, and never answered.
+
+        Such a call belongs into the journal, whatever else became of it: its mark tells whether it was done.
+        """
+        if self._course is None:
+            return False
+        return self._course.in_doubt
 
     def begin(self, database: str = "") -> AbstractContextManager[Connection]:
         """Open a transaction: committed at the end of ``with``, rolled back by an exception.
@@ -77,10 +126,49 @@ class Context:
             database: Its name in the configuration; may be left out if there is only one.
 
         Raises:
-            DatabaseUnavailable: It cannot be reached, or all its connections are in use.
-            OperatorError: There is no such database.
+            DatabaseUnavailable: It cannot be reached, or all its connections are in use. In a deferrable call
+                also: the connection was lost.
+            DatabaseBusy: In a deferrable call: something stood in the way that passes, as a deadlock.
+            OperatorError: There is no such database, or a deferrable call wants a second transaction there
+                and its handler is not declared repeatable.
         """
-        return self._lease(database).begin()
+        name = self._known(database)
+        if name == self._defers:
+            from fastagi_pool.transacting import begin
+
+            return begin(self._lease(name), self._course_there())
+        return self._lease(name).begin()
+
+    def transact(self, work: Callable[[Connection], T], database: str = "") -> T:
+        """Do work in a transaction, and again where that is safe.
+
+        It is after a deadlock, after too long a wait for a lock, and after the connection was lost before the
+        commit was sent. It is not once the commit was sent, unless the call is deferrable: its mark tells
+        then. A call that is not deferrable waits some seconds for a database that goes away in the middle.
+
+        Args:
+            work: What to do with the connection. It may be called several times: it must do nothing but SQL
+                on that connection, in tables that have transactions.
+            database: Its name in the configuration; may be left out if there is only one.
+
+        Returns:
+            What ``work`` returned.
+
+        Raises:
+            DatabaseUnavailable: It cannot be reached, or nobody knows whether the commit was carried out.
+            DatabaseBusy: Something stood in the way in all attempts.
+            OperatorError: As for :meth:`begin`.
+            Exception: What ``work`` raised for another reason.
+        """
+        name = self._known(database)
+        if not self._repeats:
+            with self.begin(name) as connection:
+                return work(connection)
+        from fastagi_pool.transacting import Course, transact
+
+        deferrable = name == self._defers
+        course = self._course_there() if deferrable else Course(name)
+        return transact(self._lease(name), course, work, patient=not deferrable)
 
     def connect(self, database: str = "") -> Connection:
         """Take a connection; use it with ``with``. Nothing is committed unless you say so.
@@ -90,9 +178,16 @@ class Context:
 
         Raises:
             DatabaseUnavailable: It cannot be reached, or all its connections are in use.
-            OperatorError: There is no such database.
+            OperatorError: There is no such database, or a deferrable call may write there only within
+                :meth:`begin` or :meth:`transact`.
         """
-        return self._lease(database).connect()
+        name = self._known(database)
+        if self._mark and name == self._defers:
+            raise OperatorError(
+                f"a deferrable handler keeps its rows in one transaction (database {name!r}): use begin() or"
+                " transact(), or declare it repeatable=True if it may run twice"
+            )
+        return self._lease(name).connect()
 
     def database(self, name: str = "") -> Database:
         """Give a database itself, for statements that are no single call's.
@@ -145,8 +240,15 @@ class Context:
         self._leases = None
         return left, database_s
 
+    def _course_there(self) -> Course:
+        """Give how the call deals with the database whose outage defers it."""
+        if self._course is None:
+            from fastagi_pool.transacting import Course
+
+            self._course = Course(self._defers, self._mark)
+        return self._course
+
     def _lease(self, name: str) -> Lease:
-        name = self._known(name)
         if self._leases is None:
             self._leases = {}
         lease = self._leases.get(name)

@@ -12,6 +12,8 @@ Whose fault decides the branch, so that a reader of the log knows whom to ask::
     |-- DatabaseUnavailable          a database that a call needs is away
     |-- DatabaseBusy                 it is there, but this was not done in time
     |-- RowsLost                     something could not be written, all else was
+    |-- JournalUnavailable           a call that shall be done later cannot be written down
+    |-- Quarantined                  the same request has ended workers
     |-- Overloaded                   every place that a call may take is taken
     |-- ScriptNotFound               no such legacy script, or none that may be run
     |-- ScriptFailed                 a legacy script ended badly, or could not be started
@@ -135,6 +137,14 @@ class DatabaseBusy(FastAGIPoolError):
 
 class RowsLost(FastAGIPoolError):
     """A call was served to its end, but not all that it should leave behind is there; the log says what."""
+
+
+class JournalUnavailable(FastAGIPoolError):
+    """The journal cannot take or give a call; the message says why, and what to do."""
+
+
+class Quarantined(FastAGIPoolError):
+    """A request like this one has ended workers, and is not tried for a while."""
 
 
 class Overloaded(FastAGIPoolError):

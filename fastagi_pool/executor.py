@@ -7,7 +7,8 @@ Laws:
     * After a lost connection nobody knows what was done. So statements must bear repetition; those that
       do not have a second form, which finds out first whether the first was carried out.
     * Patience is bounded. A server that is away before anything was begun is told at once; one that goes
-      away in the middle is waited for, because nobody else would finish it.
+      away in the middle is waited for if nobody else would finish it. A call that is done later, from the
+      journal, does not wait: a lost connection is tried once more, and only where the server answers.
 
 How it works: an UPDATE that sets what it says, a DELETE, an INSERT IGNORE with a key bear repetition. An
 INSERT without a key does not; its second form is ``INSERT ... SELECT ... WHERE NOT EXISTS (...)``.
@@ -53,6 +54,8 @@ class Executor:
         patience_s: Nothing is repeated that began longer ago: a server that takes its whole time-out for each
             answer must not hold a caller as often as it could be asked.
         clock: Seconds that only grow; for tests.
+        waits_for_server: Whether a server that goes away in the middle is waited for; False if somebody else
+            does again what fails here.
 
     Attributes:
         database: As given.
@@ -65,12 +68,14 @@ class Executor:
         pauses_s: Sequence[float] = RETRY_PAUSES_S,
         patience_s: float = PATIENCE_S,
         clock: Callable[[], float] = time.monotonic,
+        waits_for_server: bool = True,
     ) -> None:
         self.database = database
         self.repetitions = 0
         self._pauses_s = tuple(pauses_s)
         self._patience_s = patience_s
         self._clock = clock
+        self._waits_for_server = waits_for_server
 
     def run(
         self,
@@ -84,7 +89,8 @@ class Executor:
             statements: What to do, in order; one or more.
             repeated: What to do instead once it is in doubt whether that was done; None for the same.
             waits: Whether a server that is away at the first attempt is waited for, as one is that goes away
-                later. For a call that has begun something: nobody else would finish it.
+                later. For a call that has begun something: nobody else would finish it. An executor that
+                never waits for a server does not do so here.
 
         Raises:
             DatabaseUnavailable: The database is away.
@@ -98,10 +104,12 @@ class Executor:
             try:
                 return Done(lease.round_trip(statements), in_doubt)
             except DatabaseUnavailable as away:
-                if not waits:
+                if not waits or not self._waits_for_server:
                     raise
                 trouble = away
             except TryAgain as failure:
+                if not self._may_repeat(failure, in_doubt):
+                    raise DatabaseUnavailable(self.database.name, str(failure)) from failure
                 trouble, waits, in_doubt = failure, True, in_doubt or failure.in_doubt
             if pause_s is None or self._clock() - began_s > self._patience_s:
                 break
@@ -112,3 +120,9 @@ class Executor:
         if isinstance(trouble, DatabaseUnavailable):
             raise trouble
         raise DatabaseBusy(self.database.name, str(trouble)) from trouble
+
+    def _may_repeat(self, failure: TryAgain, was_lost: bool) -> bool:
+        """Tell whether to go on after a failure; ``was_lost``: a connection was lost before."""
+        if self._waits_for_server:
+            return True
+        return self.database.available and not (failure.in_doubt and was_lost)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import Connection, exc, text
 
 from fastagi_pool.context import Context
 from fastagi_pool.database import Database, DatabaseSettings
-from fastagi_pool.errors import DatabaseUnavailable, OperatorError
+from fastagi_pool.errors import DatabaseBusy, DatabaseUnavailable, OperatorError
+from fastagi_pool.marks import Marks
 
 ADD = text("INSERT INTO caller (name) VALUES (:name)")
 NAMES = text("SELECT name FROM caller ORDER BY id")
@@ -253,3 +255,147 @@ def test_without_clocks_nothing_is_told() -> None:
         held.waits_for_database("rows")
         held.charge_database(1.0)
     assert held.release() == (0, 1.0)
+
+
+# ---- transactions that may be tried again, and marks
+
+
+def add(name: str) -> Callable[[Connection], str]:
+    """Make work that writes a name."""
+
+    def work(connection: Connection) -> str:
+        connection.execute(ADD, {"name": name})
+        return f"added {name}"
+
+    return work
+
+
+def marks(database: Database, *wanted: str) -> set[str]:
+    """Read which of these marks a database has."""
+    with database.lease().begin() as connection:
+        Marks("node").create(connection)
+        return Marks("node").known(connection, wanted)
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_transact_commits(databases: dict[str, Database], repeats: bool) -> None:
+    """What the work writes is there, what it returns is given, in a call of its own and in a larger one."""
+    held = Context(databases, LOG, {}, repeats=repeats)
+    assert held.transact(add("Alice"), "main") == "added Alice"
+    assert names(databases["main"]) == ["Alice"]
+    assert held.release()[0] == 0
+
+
+def test_transact_needs_a_database_that_is_known(databases: dict[str, Database]) -> None:
+    """A mistake in the name is the operator's, as with begin()."""
+    with pytest.raises(OperatorError, match="no database 'mian'"):
+        context(databases["main"]).transact(add("Alice"), "mian")
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+def test_transact_repeats_unless_it_is_a_part(databases: dict[str, Database], repeats: bool) -> None:
+    """Work that meets a locked database is done again, unless its transaction is a part of a larger one."""
+    runs: list[int] = []
+
+    def work(connection: Connection) -> None:
+        runs.append(len(runs))
+        if len(runs) == 1:
+            locked = sqlite3.OperationalError("database is locked")
+            locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+            raise exc.OperationalError("INSERT", {}, locked)
+        connection.execute(ADD, {"name": f"run {len(runs)}"})
+
+    held = Context(databases, LOG, {}, repeats=repeats)
+    if repeats:
+        held.transact(work, "main")
+    else:
+        with pytest.raises(exc.OperationalError):
+            held.transact(work, "main")
+    assert names(databases["main"]) == ["run 2"] * repeats
+
+
+@pytest.mark.parametrize("way", ["begin", "transact"])
+def test_a_mark_is_written_with_the_rows(databases: dict[str, Database], way: str) -> None:
+    """A call with a mark writes it in the transaction of its rows, without the handler's doing."""
+    held = Context(databases, LOG, {}, mark="node/1", defers="main")
+    if way == "begin":
+        with held.begin("main") as connection:
+            add("Alice")(connection)
+    else:
+        held.transact(add("Alice"), "main")
+    assert marks(databases["main"], "node/1") == {"node/1"}
+    assert marks(databases["other"], "node/1") == set()
+    assert names(databases["main"]) == ["Alice"]
+    assert not held.in_doubt
+
+
+def test_a_mark_goes_with_its_rows(databases: dict[str, Database]) -> None:
+    """A transaction that is rolled back leaves no mark: the call was not done."""
+    held = Context(databases, LOG, {}, mark="node/1", defers="main")
+    with pytest.raises(ZeroDivisionError):
+        held.transact(lambda connection: add(str(1 // 0))(connection), "main")
+    assert marks(databases["main"], "node/1") == set()
+
+
+@pytest.mark.parametrize("way", ["begin", "connect", "transact"])
+def test_a_marked_call_has_one_transaction(databases: dict[str, Database], way: str) -> None:
+    """Whatever a handler wants to write behind its transaction could be done twice, and is refused."""
+    held = Context(databases, LOG, {}, mark="node/1", defers="main")
+    held.transact(add("Alice"), "main")
+    ways: dict[str, Callable[[], object]] = {
+        "begin": held.begin("main").__enter__,
+        "connect": lambda: held.connect("main"),
+        "transact": lambda: held.transact(add("Bob"), "main"),
+    }
+    with pytest.raises(OperatorError, match=r"one transaction.*repeatable=True"):
+        ways[way]()
+    assert names(databases["main"]) == ["Alice"]
+
+
+def test_other_databases_are_as_they_were(databases: dict[str, Database]) -> None:
+    """A mark concerns the database whose outage defers the call, and no other."""
+    held = Context(databases, LOG, {}, mark="node/1", defers="main")
+    for name in ("Alice", "Bob"):
+        with held.begin("other") as connection:
+            add(name)(connection)
+        held.transact(add(name), "other")
+    with held.connect("other") as connection:
+        assert len(list(connection.execute(NAMES))) == 4
+
+
+def test_the_only_database_is_meant(databases: dict[str, Database]) -> None:
+    """With one database a mark needs no name of it."""
+    held = Context({"main": databases["main"]}, LOG, {}, mark="node/1")
+    with held.begin() as connection:
+        add("Alice")(connection)
+    assert marks(databases["main"], "node/1") == {"node/1"}
+
+
+def test_a_repeatable_call_has_no_mark(databases: dict[str, Database]) -> None:
+    """A deferrable handler that may run twice has as many transactions as it wants, and connections."""
+    held = Context(databases, LOG, {}, defers="main")
+    for name in ("Alice", "Bob"):
+        with held.begin("main") as connection:
+            add(name)(connection)
+    with held.connect("main") as connection:
+        assert list(connection.execute(NAMES).scalars()) == ["Alice", "Bob"]
+
+
+def test_what_passes_defers_a_deferrable_call(databases: dict[str, Database]) -> None:
+    """The dispatcher hears of a lock in words that send the call into the journal; else as it is."""
+    locked = sqlite3.OperationalError("database is locked")
+    locked.sqlite_errorcode = sqlite3.SQLITE_BUSY
+    error = exc.OperationalError("INSERT", {}, locked)
+    with (
+        pytest.raises(DatabaseBusy, match=r"'main'.*locked"),
+        Context(databases, LOG, {}, defers="main").begin("main"),
+    ):
+        raise error
+    with pytest.raises(exc.OperationalError), Context(databases, LOG, {}).begin("main"):
+        raise error
+
+
+def test_nothing_is_in_doubt_without_a_deferral(databases: dict[str, Database]) -> None:
+    """A call that nothing defers, or that has written nothing, has no commit in doubt."""
+    assert not context(databases["main"]).in_doubt
+    assert not Context(databases, LOG, {}, mark="node/1", defers="main").in_doubt

@@ -206,6 +206,64 @@ def test_a_server_that_is_away_is_told() -> None:
         assert patient.repetitions == 3
 
 
+@pytest.fixture
+def hurried(playground: Playground) -> Executor:
+    """What carries out statements of calls that would be done again later, in the playground's database."""
+    return Executor(playground.database, [0.0] * REPETITIONS, waits_for_server=False)
+
+
+def test_a_lost_connection_is_tried_once_more(playground: Playground, hurried: Executor) -> None:
+    """Who is done again later still outlasts one lost connection, by the second form."""
+    playground.make_trouble(LOSS)
+    done = hurried.run([write("a"), COMMIT, TROUBLE], repeated=[write_unless_there("a")])
+    assert (playground.steps, done.in_doubt, hurried.repetitions) == (["a"], True, 1)
+
+
+def test_who_is_done_again_later_waits_for_no_server(playground: Playground, hurried: Executor) -> None:
+    """Connections that are lost one after another are a server that is away, and that is told at once."""
+    playground.make_trouble(*[LOSS] * 20)
+    with pytest.raises(DatabaseUnavailable, match="'main'"):
+        hurried.run([TROUBLE], waits=True)
+    assert playground.attempts == 2
+
+
+@pytest.mark.parametrize("trouble", [LOSS, DEADLOCK])
+def test_a_server_that_is_known_to_be_away_is_not_tried(
+    playground: Playground, hurried: Executor, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """After a failure nothing is repeated where nobody would answer."""
+    monkeypatch.setattr(Database, "available", False)
+    playground.make_trouble(trouble)
+    with pytest.raises(DatabaseUnavailable):
+        hurried.run([TROUBLE], waits=True)
+    assert playground.attempts == 1
+
+
+def test_a_deadlock_is_repeated_all_the_same(playground: Playground, hurried: Executor) -> None:
+    """Who does not wait for a server repeats what a deadlock undid, as often as others, and then gives up."""
+    playground.make_trouble(*[DEADLOCK] * REPETITIONS)
+    hurried.run([write("a"), TROUBLE])
+    assert playground.steps == ["a"]
+    playground.ask("DELETE FROM attempts")
+    playground.ask("ALTER TABLE attempts AUTO_INCREMENT = 1")
+    playground.ask("DROP PROCEDURE trouble")
+    playground.make_trouble(*[DEADLOCK] * 20)
+    with pytest.raises(DatabaseBusy):
+        hurried.run([TROUBLE])
+
+
+def test_an_away_server_is_told_at_once_to_who_has_begun() -> None:
+    """Even a call that has begun something does not wait if it is done again later."""
+    with socket.socket() as refusing:
+        refusing.bind(("127.0.0.1", 0))
+        url = f"mysql+pymysql://pool@127.0.0.1:{refusing.getsockname()[1]}/calls"
+        database = Database(DatabaseSettings("main", (url,), multi_statements=True))
+        executor = Executor(database, [60.0], waits_for_server=False)
+        with pytest.raises(DatabaseUnavailable, match="Connection refused"):
+            executor.run([("SELECT 1", ())], waits=True)
+        assert executor.repetitions == 0
+
+
 def test_a_restart_is_outlasted(mariadb: MariaDBServer, mariadb_url: str) -> None:
     """Who has begun something gets it done by a server that was away meanwhile and came back."""
     database = Database(DatabaseSettings("main", (mariadb_url,), multi_statements=True))
