@@ -3,6 +3,8 @@
 Laws:
     * The steps are those of VICIdial's daemon, in its order where another program could see it.
     * Whose request deletes the call from those that are alive owns what follows; nobody does it twice.
+    * A run from the journal goes on where an earlier one was interrupted: by that one's memory it owns what
+      it owned, and decides by the same rows. Whatever may be done already is looked for first.
     * An END does not give its row up while the START's may still be on its way.
 
 How it works: one round trip reads all that is known of the call, a second one closes it. A Local channel
@@ -16,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from fastagi_pool.handlers.vicidial import altdial, carrier, drop, khomp, monitors, quota
@@ -30,7 +32,7 @@ from fastagi_pool.handlers.vicidial.grammar import (
     lead_of,
     uid_stem,
 )
-from fastagi_pool.handlers.vicidial.leg import Moment, clock
+from fastagi_pool.handlers.vicidial.leg import Moment
 from fastagi_pool.handlers.vicidial.logfiles import HangupCause
 from fastagi_pool.handlers.vicidial.rows import (
     AutoCall,
@@ -45,7 +47,6 @@ from fastagi_pool.handlers.vicidial.rows import (
 from fastagi_pool.handlers.vicidial.tables import Closing, Taken
 
 if TYPE_CHECKING:
-    from fastagi_pool.call import Call
     from fastagi_pool.database import Statement
     from fastagi_pool.handlers.vicidial.grammar import CallLogRequest, HangupFacts
     from fastagi_pool.handlers.vicidial.leg import Leg
@@ -122,7 +123,7 @@ class _Target(NamedTuple):
     may_come: bool
 
 
-def end(leg: Leg, call: Call, queue_logs: QueueLogs) -> None:
+def end(leg: Leg, queue_logs: QueueLogs) -> None:
     """Serve an END.
 
     Raises:
@@ -130,20 +131,22 @@ def end(leg: Leg, call: Call, queue_logs: QueueLogs) -> None:
     """
     code = end_code(leg.request.code)
     lead_id = lead_of(code)
-    target = _find(leg, code, lead_id)
+    target = _remembered(leg, _find(leg, code, lead_id))
     parked = target.sight.parked
     if parked and parked[0][0] != leg.site.server_ip:
         leg.note(f"END {target.uid}: parked on {parked[0][0]}, left to that server")
         return
     _close(leg, target, code, lead_id)
     ending = _Ending(code, lead_id, target.uid, target.channel, target.sight)
-    if _is_local(ending.channel):
-        _end_dial(leg, ending)
-    else:
-        _end_call(leg, ending, queue_logs)
+    if not leg.memory.followed:
+        if _is_local(ending.channel):
+            _end_dial(leg, ending)
+        else:
+            _end_call(leg, ending, queue_logs)
+        # What a run from the journal has done may yet be rolled back, with its neighbours.
+        leg.memory.followed = not leg.is_late
     if target.may_come:
-        # Whoever waits for the dialplan does not wait for this.
-        call.finish()
+        # The dialplan waits for it, a second at most: to let it go before would be to say that all is done.
         _close_late(leg)
 
 
@@ -171,6 +174,15 @@ def _find(leg: Leg, code: str, lead_id: int) -> _Target:
     return _Target(row, uid, channel, carrier_uid, sight, may_come)
 
 
+def _remembered(leg: Leg, target: _Target) -> _Target:
+    """Remember the calls that are alive, or see them as an earlier run of this request did."""
+    memory, sight = leg.memory, target.sight
+    if memory.is_owner:
+        return target._replace(sight=replace(sight, auto_calls=memory.auto_calls))
+    memory.auto_calls = tuple(sight.auto_calls)
+    return target
+
+
 def _is_local(channel: str) -> bool:
     return channel.startswith(_LOCAL)
 
@@ -178,7 +190,7 @@ def _is_local(channel: str) -> bool:
 def _close_late(leg: Leg) -> None:
     """Close the request's own row, if it is committed soon after it was looked for."""
     request = leg.request
-    give_up_s = time.monotonic() + leg.site.start_wait_s
+    give_up_s = time.monotonic() + (0.0 if leg.is_late else leg.site.start_wait_s)
     pause_s = _FIRST_LOOK_S
     if len(request.uid) > _LONGEST_UID:
         # Its row has a shorter one, and will never be found by this.
@@ -224,13 +236,18 @@ def _close_row(
 ) -> None:
     """Close a row, unless the script that wrote it has done so; and what goes with it."""
     inbound = row is not None and _INBOUND_DID in row.channel_group
-    if row is not None and inbound and row.end_epoch > _ENDED:
+    if row is not None and inbound and row.end_epoch > _ENDED and not _closed_before(leg, row):
         row = None
     leg.tables.close(Closing(row.uniqueid if row else "", channel, leg.now, popups, before))
     if row is not None:
         leg.note(f"END {row.uniqueid}|{channel}|{leg.now.epoch - row.start_epoch}")
         if inbound:
             _close_recording(leg, row.uniqueid)
+
+
+def _closed_before(leg: Leg, row: CallLogRow) -> bool:
+    """Tell whether an earlier run of this request has closed the row: what goes with it may be missing."""
+    return leg.is_late and row.end_epoch == leg.now.epoch
 
 
 def _hangup_cause(request: CallLogRequest, facts: HangupFacts, target: _Target, code: str) -> HangupCause:
@@ -265,7 +282,7 @@ def _close_park(leg: Leg, target: _Target) -> None:
     else:
         # Counted from when it was parked, not from when it was taken: so does the original.
         parked_s, talked_s = park.grab_epoch - park.parked_epoch, since_parked_s
-    leg.tables.close_park(target.uid, parked_s, talked_s, leg.now)
+    leg.tables.close_park(target.uid, parked_s, talked_s, leg.now, leg.careful)
 
 
 # --- a dial that may have failed
@@ -331,6 +348,8 @@ def _fail(leg: Leg, ending: _Ending, found: Verdict, cpd_found: bool) -> None:
             comments = "MANUAL" if is_manual(ending.code) else ""
             tables.end_call(tables.new_log(_new_log(leg, ending, alive, found.status, comments)), None)
     if cpd_found and "AA" not in found.status:
+        # Without its row nobody could tell which campaign's rules had decided.
+        leg.memory.is_owner = True
         tables.delete_auto_calls(ending.code)
 
 
@@ -350,29 +369,42 @@ def _end_call(leg: Leg, ending: _Ending, queue_logs: QueueLogs) -> None:
     alive = next(iter(ending.sight.auto_calls), None)
     if alive is None:
         return
-    auto_calls = ending.sight.auto_calls
-    if ending.sight.parked:
-        leg.pause(_PAUSE_S)
-        if leg.tables.is_live(ending.sight.parked[0][1]):
-            return
-        auto_calls = leg.tables.look(LegKey(ending.uid, ending.code)).auto_calls
-        if not auto_calls:
-            leg.note(f"END {ending.uid}: another program ended this call")
-            return
-    elif _moved_away(ending.sight.parked_recently, leg.site.server_ip):
-        return
-    mine = _to_delete(auto_calls, ending)
+    auto_calls = ending.sight.auto_calls if leg.memory.is_owner else _left_to_end(leg, ending)
+    if auto_calls and _take(leg, ending, _to_delete(auto_calls, ending)):
+        queue_logs.log_end(leg, alive, ending.lead_id, ending.uid)
+        _after_call(leg, ending, alive)
+
+
+def _left_to_end(leg: Leg, ending: _Ending) -> Sequence[AutoCall]:
+    """Give the calls that are alive, unless they are parked with somebody: none then."""
+    sight = ending.sight
+    if not sight.parked:
+        return () if _moved_away(sight.parked_recently, leg.site.server_ip) else sight.auto_calls
+    leg.pause(_PAUSE_S)
+    if leg.tables.is_live(sight.parked[0][1]):
+        return ()
+    auto_calls = leg.tables.look(LegKey(ending.uid, ending.code)).auto_calls
+    if not auto_calls:
+        leg.note(f"END {ending.uid}: another program ended this call")
+    return auto_calls
+
+
+def _take(leg: Leg, ending: _Ending, mine: AutoCall | None) -> bool:
+    """Delete the call from those that are alive; tell whether what follows is this request's to do."""
+    owned_before = leg.memory.is_owner
+    # Before it is so: if the connection is lost with the answer, nobody else would go on.
+    leg.memory.is_owner = True
     if mine is None:
         leg.tables.stop_ringing(ending.code)
         leg.careful = True
-    else:
-        taken = leg.tables.take_auto_call(mine.auto_call_id, ending.code)
-        if taken is Taken.NO:
-            leg.note(f"END {ending.uid}: another request ends this call")
-            return
-        leg.careful = taken is Taken.PERHAPS
-    queue_logs.log_end(leg, alive, ending.lead_id, ending.uid)
-    _after_call(leg, ending, alive)
+        return True
+    taken = leg.tables.take_auto_call(mine.auto_call_id, ending.code)
+    if taken is Taken.NO and not owned_before:
+        leg.memory.is_owner = False
+        leg.note(f"END {ending.uid}: another request ends this call")
+        return False
+    leg.careful = leg.careful or taken is not Taken.YES
+    return True
 
 
 def _moved_away(parked_recently: Sequence[str], server_ip: str) -> bool:
@@ -391,9 +423,12 @@ def _to_delete(auto_calls: Sequence[AutoCall], ending: _Ending) -> AutoCall | No
 def _after_call(leg: Leg, ending: _Ending, alive: AutoCall) -> None:
     """Write who ended the call and whether it was dropped, and have the next number dialled."""
     inbound = is_inbound(leg.request.name)
-    since = Moment.at(clock().epoch - _CLOSER_AGE_S).text
-    prefer = ending.uid if leg.site.closer_by_uniqueid else ""
-    log, closer = leg.tables.find_logs(alive.lead_id, "" if inbound else ending.stem, since, prefer)
+    if leg.memory.logs is None:
+        since = Moment.at(leg.clock().epoch - _CLOSER_AGE_S).text
+        prefer = ending.uid if leg.site.closer_by_uniqueid else ""
+        stem = "" if inbound else ending.stem
+        leg.memory.logs = leg.tables.find_logs(alive.lead_id, stem, since, prefer, leg.until)
+    log, closer = leg.memory.logs
     row = log or closer
     ended = _log_end(leg, ending, alive, row, inbound) if row else _never_routed(leg, ending, alive)
     campaign = leg.tables.campaign(alive.campaign_id)

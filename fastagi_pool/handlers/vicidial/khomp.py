@@ -4,6 +4,7 @@ Laws:
     * A START announces the call: by SIP headers, and by a row of ``vicidial_khomp_log``.
     * An END asks only if the operator wants it (``khomp``, off): a stock VICIdial asks in vain.
     * Whatever goes wrong with the service means that it heard nothing; the call goes on as without it.
+    * A run from the journal asks too, for the report of the call, but waits half a second at most.
     * User, password and token are in no note, no log and no exception.
 
 What is not known of the service: it speaks JSON-RPC 2.0 over HTTP, but only the names of two methods, and
@@ -227,7 +228,8 @@ def start(leg: Leg, campaign: Campaign, code: str) -> list[tuple[str, str]]:
         leg.note(f"KHOMP: container {campaign.khomp_container} has no khomp_header")
         return []
     call_id = settings.id_of(code, campaign.campaign_id, leg.server.external_ip)
-    leg.tables.insert_khomp(code, settings.header, call_id, settings.id_format, campaign.khomp_container)
+    container, format_name = campaign.khomp_container, settings.id_format
+    leg.tables.insert_khomp(code, settings.header, call_id, format_name, container, leg.careful)
     headers = [(f"X-{settings.header}", call_id)]
     if settings.sub_account:
         headers.append((_SUB_ACCOUNT_HEADER, settings.sub_account))
@@ -260,9 +262,9 @@ def end(leg: Leg, campaign: Campaign) -> KhompResult | None:
     call_id = settings.id_of(code, campaign.campaign_id, leg.server.external_ip)
     token, login_s = settings.token, 0.0
     try:
-        if settings.needs_login(leg.now.epoch):
+        if settings.needs_login(leg.today_epoch):
             token, login_s = _log_in(leg, settings)
-            new_text = with_token(text, token, leg.now.epoch + TOKEN_LIFE_S)
+            new_text = with_token(text, token, leg.today_epoch + TOKEN_LIFE_S)
             leg.tables.replace_container(campaign.khomp_container, text, new_text)
         call, query_s = _find_call(leg, settings, token, call_id)
     except _ServiceError as error:
@@ -490,9 +492,10 @@ def _ask(
         _ServiceError: There is none.
     """
     question = {"jsonrpc": "2.0", "id": 1, "method": method, "params": parameters}
+    timeout_s = leg.patience_s(leg.site.khomp_timeout_s)
     began_s = time.monotonic()
     try:
-        data = _post(settings, url, json.dumps(question).encode(), token, leg.site.khomp_timeout_s)
+        data = _post(settings, url, json.dumps(question).encode(), token, timeout_s)
         answer = json.loads(data)
     except HTTPError as error:
         error.close()

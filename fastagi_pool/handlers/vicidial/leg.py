@@ -2,8 +2,9 @@
 
 Laws:
     * Made anew for every request: nothing of one call can be seen in another.
-    * ``now`` is the second at which the request began, for everything that the request writes, even after
-      a pause.
+    * ``now`` is the second at which the request came, for everything that the request writes, even after
+      a pause, and even if it runs again from the journal, long after.
+    * A run from the journal waits for nothing: what other programs know they have long written.
 """
 
 from __future__ import annotations
@@ -12,15 +13,23 @@ import time
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import gevent
+
+from fastagi_pool.handlers.vicidial.memory import Memory
 
 if TYPE_CHECKING:
     from fastagi_pool.handlers.vicidial.grammar import CallLogRequest
     from fastagi_pool.handlers.vicidial.logfiles import AltDial, HangupCause
     from fastagi_pool.handlers.vicidial.rows import Server, System
     from fastagi_pool.handlers.vicidial.tables import Tables
+
+
+#: A time that is never reached, as the database writes it.
+NEVER: Final = "9999-12-31 23:59:59"
+#: How long a run from the journal waits for a service that is asked over HTTP: others wait behind it.
+_LATE_PATIENCE_S: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,15 +110,18 @@ class Leg:
     Attributes:
         site: What the operator decided.
         request: What Asterisk said.
-        now: When it began.
+        now: When it came.
         tables: The database.
         server: Our row of ``servers``.
         system: The row of ``system_settings``.
         notes: Lines for the debug log, in order.
         alt_dials: What was decided about further numbers of the lead, in order.
         hangup_cause: How the leg ended, if the request wants that written down.
-        careful: Whether another request may have done already what this one does, so that what it inserts
-            is looked for first.
+        careful: Whether another request, or an earlier run of this one, may have done already what this one
+            does, so that what it inserts is looked for first.
+        late_s: How long ago the request came when this run began, if it is one from the journal; None in the
+            first run.
+        memory: What this run knows that a later one could not find out, with what an earlier one knew.
         outside_s: Seconds spent in pauses and in Asterisk, not in the database.
     """
 
@@ -123,10 +135,40 @@ class Leg:
     alt_dials: list[AltDial] = field(default_factory=list)
     hangup_cause: HangupCause | None = None
     careful: bool = False
+    late_s: float | None = None
+    memory: Memory = field(default_factory=Memory)
     outside_s: float = 0.0
+
+    @property
+    def is_late(self) -> bool:
+        """Whether this is a run from the journal."""
+        return self.late_s is not None
+
+    @property
+    def until(self) -> str:
+        """The time after which nothing is this call's, where a lead may have had another call since."""
+        return self.now.text if self.is_late else NEVER
+
+    @property
+    def today_epoch(self) -> int:
+        """The second at which this run began; differs from ``now`` in a run from the journal."""
+        return self.now.epoch + int(self.late_s or 0.0)
+
+    def clock(self) -> Moment:
+        """Tell the time now, where the moment at which the request came is not meant.
+
+        In a run from the journal it is what it would have been, had the request been served when it came.
+        """
+        return Moment.at(int(time.time() - (self.late_s or 0.0)))
+
+    def patience_s(self, seconds: float) -> float:
+        """Give how long to wait for a service that may be waited for so long."""
+        return min(seconds, _LATE_PATIENCE_S) if self.is_late else seconds
 
     def pause(self, seconds: float) -> None:
         """Give other programs the time to write what they know."""
+        if self.is_late:
+            return
         began_s = time.monotonic()
         gevent.sleep(seconds)
         self.outside_s += time.monotonic() - began_s
@@ -135,8 +177,3 @@ class Leg:
         """Add a line to the debug log, if the server's row asks for one."""
         if self.server.agi_output != "NONE":
             self.notes.append(text)
-
-
-def clock() -> Moment:
-    """Tell the time now, where the beginning of the request is not meant."""
-    return Moment.at(int(time.time()))

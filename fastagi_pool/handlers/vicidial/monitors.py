@@ -55,4 +55,4 @@ def end_three_way(leg: Leg, code: str) -> None:
     if is_three_way_press(code):
         status = leg.tables.three_way_status(code)
         if status is not None and _HUNG_UP not in status:
-            leg.tables.end_three_way(code)
+            leg.tables.end_three_way(code, leg.careful)

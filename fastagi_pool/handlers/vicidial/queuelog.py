@@ -33,15 +33,14 @@ from sqlalchemy.engine import URL
 
 from fastagi_pool.database import Database, DatabaseSettings
 from fastagi_pool.errors import DatabaseBusy, DatabaseUnavailable, OperatorError
-from fastagi_pool.executor import Executor
-from fastagi_pool.handlers.vicidial.leg import Moment, clock
+from fastagi_pool.executor import Done, Executor
+from fastagi_pool.handlers.vicidial.leg import Moment
 from fastagi_pool.handlers.vicidial.reading import text
 from fastagi_pool.handlers.vicidial.rows import LeadWords, QueueLogRow
 
 if TYPE_CHECKING:
     from fastagi_pool.database import Statement
     from fastagi_pool.handlers.vicidial.leg import Leg, Site
-    from fastagi_pool.handlers.vicidial.reading import Found
     from fastagi_pool.handlers.vicidial.rows import AutoCall, System
     from fastagi_pool.handlers.vicidial.tables import Log
 
@@ -157,7 +156,8 @@ class QueueLogs:
         """Tell QueueMetrics that the caller has gone: he gave up waiting, or he ended the talk.
 
         Args:
-            leg: The request. The row gets the time now, because the request may have paused.
+            leg: The request. The row gets the time now, because the request may have paused; see its
+                ``clock``.
             auto_call: The call, as it was before its row was deleted.
             lead_id: Out of the call's code.
             uid: The unique id under which the call is known; empty for that of the request.
@@ -173,12 +173,13 @@ class QueueLogs:
         """
         if leg.system.queue_logging < 1 or _IVR in auto_call.status:
             return None
-        now_epoch = clock().epoch
+        now_epoch = leg.clock().epoch
         since = Moment.at(now_epoch - _ENTRY_AGE_S).text
         entry = leg.tables.queue_entry(uid or leg.request.uid, lead_id, auto_call.campaign_id, since)
-        found = self._run(leg.system, (_FIND_CONNECT, (auto_call.callerid, CONNECT)))
-        if found is None:
+        asked = self._run(leg.system, (_FIND_CONNECT, (auto_call.callerid, CONNECT)))
+        if asked is None:
             return None
+        found = asked.answers[0].rows
         connect = Connect(text(found[0][0]), text(found[0][1])) if found else None
         place, entered = entry or ("", "")
         before_us = 0
@@ -187,9 +188,12 @@ class QueueLogs:
         places = Places(place or _FIRST_PLACE, 1 + before_us)
         row = end_row(auto_call, places, connect, leg.system.queue_log_id, now_epoch)
         insert, careful = _inserts(row)
-        if self._run(leg.system, careful if leg.careful else insert, careful) is None:
+        done = self._run(leg.system, careful if leg.careful else insert, careful)
+        if done is None:
             return None
-        if row.verb == COMPLETE_CALLER:
+        # Who finds the row there has told of it before, or another request does.
+        is_there = leg.careful and not done.in_doubt and not done.answers[0].matched
+        if row.verb == COMPLETE_CALLER and not is_there:
             self._tell(leg, lead_id, row)
         return row
 
@@ -201,19 +205,17 @@ class QueueLogs:
 
     # --- the database
 
-    def _run(self, system: System, first: Statement, repeated: Statement | None = None) -> Found | None:
-        """Carry out a statement and give its rows; None if that cannot be done, and the row is lost."""
+    def _run(self, system: System, first: Statement, repeated: Statement | None = None) -> Done | None:
+        """Carry out a statement; None if that cannot be done, and the row is lost."""
         server = f"QueueMetrics' database at {system.queue_host}"
         try:
-            done = self._database(system).run([first], None if repeated is None else [repeated])
+            return self._database(system).run([first], None if repeated is None else [repeated])
         except (DatabaseUnavailable, DatabaseBusy, OperatorError, err.Error) as error:
             self._losses.add(server, "row", str(error))
         except Exception as error:
             # Settings that are none: a name or a password that cannot be sent. The words may repeat it, and
             # the call goes on whatever it is.
             self._losses.add(server, "row", type(error).__name__)
-        else:
-            return done.answers[0].rows
         return None
 
     def _database(self, system: System) -> Executor:

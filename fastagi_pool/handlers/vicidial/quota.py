@@ -179,7 +179,8 @@ def count_call(leg: Leg, campaign: Campaign, lead_id: int, new_status: str, log_
     if not plan.counts:
         return
     lead = leg.tables.lead(lead_id)
-    dialled = leg.tables.newest_dial(lead_id, Moment.at(leg.now.epoch - _DIALLED_WITHIN_S).text)
+    since = Moment.at(leg.now.epoch - _DIALLED_WITHIN_S).text
+    dialled = leg.tables.newest_dial(lead_id, since, leg.until)
     if lead is None or not dialled:
         return
     dialled_at = datetime.fromisoformat(dialled)

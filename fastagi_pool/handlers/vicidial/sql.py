@@ -3,8 +3,8 @@
 Laws:
     * Text and values stay apart: a value is a parameter (``%s``), never part of a text.
     * What ``IN %s`` is followed by is a tuple, so that calls can share a statement.
-    * A text that begins ``UNLESS`` is put behind an INSERT that has no key of its own, once it is in doubt
-      whether that was carried out.
+    * A text that begins ``UNLESS`` is put behind a statement that does not bear repetition, as an INSERT that
+      has no key of its own, once it is in doubt whether that was carried out.
     * Indexes are named where the server would choose a worse one.
 
 The tables' names and columns are VICIdial's.
@@ -74,7 +74,7 @@ CALL_VALUES: Final = f"(%s,%s,%s,%s,%s,%s,%s,%s,%s,%s,'{ZERO_DATE}',0,0,0)"
 PARKED: Final = "SELECT channel_group, server_ip, channel FROM parked_channels WHERE channel_group IN %s"
 PARKED_RECENTLY: Final = (
     "SELECT channel_group, server_ip FROM parked_channels_recent"
-    " WHERE channel_group IN %s AND park_end_time > %s ORDER BY park_end_time"
+    " WHERE channel_group IN %s AND park_end_time > NOW() - INTERVAL 2 HOUR ORDER BY park_end_time"
 )
 CALLS_BY_ID: Final = (
     "SELECT uniqueid, channel, channel_group, start_epoch, end_epoch FROM call_log WHERE uniqueid IN %s"
@@ -106,7 +106,8 @@ FIND_LOG: Final = (
 )
 _FIND_CLOSER: Final = (
     "SELECT closecallid, start_epoch, status, user, term_reason, comments, uniqueid"
-    " FROM vicidial_closer_log FORCE INDEX (lead_id) WHERE lead_id = %s AND call_date > %s"
+    " FROM vicidial_closer_log FORCE INDEX (lead_id)"
+    " WHERE lead_id = %s AND call_date > %s AND call_date <= %s"
 )
 FIND_CLOSER: Final = f"{_FIND_CLOSER} ORDER BY closecallid DESC LIMIT 1"
 FIND_OWN_CLOSER: Final = f"{_FIND_CLOSER} ORDER BY uniqueid = %s DESC, closecallid DESC LIMIT 1"
@@ -144,7 +145,12 @@ CLOSE_RECORDING: Final = (
 )
 CLOSE_PARK: Final = (
     "UPDATE park_log SET status = 'HUNGUP', hangup_time = %s, parked_sec = %s, talked_sec = %s"
-    " WHERE uniqueid = %s AND server_ip = %s ORDER BY parked_time DESC LIMIT 1"
+    " WHERE uniqueid = %s AND server_ip = %s{unless} ORDER BY parked_time DESC LIMIT 1"
+)
+#: The newest row stays the one that is meant, also after it was ended at that time.
+UNLESS_UNPARKED: Final = (
+    " AND NOT (status = 'HUNGUP' AND hangup_time <=> %s) AND parked_time = (SELECT newest FROM"
+    " (SELECT MAX(parked_time) AS newest FROM park_log WHERE uniqueid = %s AND server_ip = %s) AS all_of_it)"
 )
 SET_CARRIER_CAUSE: Final = (
     "UPDATE vicidial_dial_log SET sip_hangup_cause = %s, sip_hangup_reason = %s, uniqueid = %s"
@@ -162,6 +168,7 @@ END_THREE_WAY: Final = "UPDATE vicidial_3way_press_live SET status = 'HUNGUP' WH
 LOG_THREE_WAY: Final = (
     "UPDATE vicidial_3way_press_log SET result = CONCAT(result, '|Hungup: ', NOW()) WHERE call_3way_id = %s"
 )
+UNLESS_HUNG_UP: Final = " AND LOCATE('|Hungup: ', result) = 0"
 SET_LEAD_STATUS: Final = "UPDATE vicidial_list SET status = %s WHERE lead_id = %s"
 RESET_LEAD: Final = "UPDATE vicidial_list SET called_since_last_reset = 'N' WHERE lead_id = %s"
 SET_LEAD_RANK: Final = "UPDATE vicidial_list SET `rank` = %s WHERE lead_id = %s"
@@ -227,7 +234,8 @@ IN_LISTS: Final = " AND list_id IN %s"
 
 DIAL_DATE: Final = (
     "SELECT call_date FROM vicidial_dial_log FORCE INDEX (lead_id)"
-    " WHERE lead_id = %s AND call_date > %s AND caller_code LIKE %s ORDER BY call_date DESC LIMIT 1"
+    " WHERE lead_id = %s AND call_date > %s AND call_date <= %s AND caller_code LIKE %s"
+    " ORDER BY call_date DESC LIMIT 1"
 )
 QUOTA_ROW: Final = (
     "SELECT first_call_date, last_call_date FROM vicidial_lead_call_quota_counts"

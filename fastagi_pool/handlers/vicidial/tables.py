@@ -15,7 +15,6 @@ Laws:
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from contextvars import ContextVar
 from datetime import datetime
@@ -31,7 +30,7 @@ from fastagi_pool.errors import DatabaseUnavailable
 from fastagi_pool.executor import Done
 from fastagi_pool.grouping import Grouping
 from fastagi_pool.handlers.vicidial import sql
-from fastagi_pool.handlers.vicidial.leg import Moment
+from fastagi_pool.handlers.vicidial.leg import NEVER
 from fastagi_pool.handlers.vicidial.reading import (
     Found,
     first,
@@ -76,6 +75,7 @@ if TYPE_CHECKING:
     from fastagi_pool.database import Statement
     from fastagi_pool.executor import Executor
     from fastagi_pool.handlers.vicidial.classification import PhoneQuestion
+    from fastagi_pool.handlers.vicidial.leg import Moment
 
 Log: TypeAlias = logging.Logger | logging.LoggerAdapter[logging.Logger]
 
@@ -266,7 +266,7 @@ class Tables:
         return text(first(self._rows(sql.LOG_BY_ID, uniqueid)))
 
     def find_logs(
-        self, lead_id: int, stem: str, since: str, prefer: str = ""
+        self, lead_id: int, stem: str, since: str, prefer: str = "", until: str = NEVER
     ) -> tuple[LogRow | None, CloserRow | None]:
         """Look for the rows of an answered call.
 
@@ -275,10 +275,11 @@ class Tables:
             stem: How the unique id of an outbound row begins; empty to look for none.
             since: Inbound rows are younger.
             prefer: The unique id whose inbound row is taken before the newest; empty for none.
+            until: Inbound rows are not younger.
         """
-        closer: Statement = (sql.FIND_CLOSER, (lead_id, since))
+        closer: Statement = (sql.FIND_CLOSER, (lead_id, since, until))
         if prefer:
-            closer = (sql.FIND_OWN_CLOSER, (lead_id, since, prefer))
+            closer = (sql.FIND_OWN_CLOSER, (lead_id, since, until, prefer))
         if not stem:
             (closers,) = self._ask(closer)
             return None, read_closer(closers)
@@ -316,10 +317,9 @@ class Tables:
         codes = tuple({key.code for key in keys if key.code}) or (None,)
         uids = tuple({key.uniqueid for key in keys})
         doubles = tuple(f"{uid}99" for uid in uids)
-        two_hours_ago = Moment.at(int(time.time()) - 7200).text
         answers = self._ask(
             (sql.PARKED, (codes,)),
-            (sql.PARKED_RECENTLY, (codes, two_hours_ago)),
+            (sql.PARKED_RECENTLY, (codes,)),
             (sql.CALLS_BY_ID, (uids + doubles,)),
             (sql.PARK_ROWS, (uids, self._server_ip)),
             (sql.AUTO_CALLS_BY_ID, (uids,)),
@@ -344,9 +344,16 @@ class Tables:
         values = (now.text, now.epoch, length_s, minutes(length_s), recording.recording_id)
         self._write_each((sql.CLOSE_RECORDING, values))
 
-    def close_park(self, uniqueid: str, parked_s: int, talked_s: int, now: Moment) -> None:
-        """End the newest time that a call was parked."""
-        self._write_each((sql.CLOSE_PARK, (now.text, parked_s, talked_s, uniqueid, self._server_ip)))
+    def close_park(
+        self, uniqueid: str, parked_s: int, talked_s: int, now: Moment, only_once: bool = False
+    ) -> None:
+        """End the newest time that a call was parked; ``only_once``: unless it ended just then."""
+        call = (uniqueid, self._server_ip)
+        values = (now.text, parked_s, talked_s, *call)
+        if only_once:
+            self._write_each((sql.CLOSE_PARK.format(unless=sql.UNLESS_UNPARKED), (*values, now.text, *call)))
+        else:
+            self._write_each((sql.CLOSE_PARK.format(unless=""), values))
 
     def set_carrier_cause(self, code: str, lead_id: int, uniqueid: str, cause: str, reason: str) -> Statement:
         """Make the statement that tells the dialer's row how the carrier ended the call."""
@@ -360,12 +367,19 @@ class Tables:
         """End a manager's listening."""
         self._write_each((sql.END_MONITOR, (length_s, now.text, code)))
 
-    def end_three_way(self, code: str) -> None:
-        """End an outside agent's call, and write it into its history."""
-        # The text is appended, so who repeats this after a lost connection looks first.
-        unless_done = (f"{sql.LOG_THREE_WAY} AND result NOT LIKE '%%|Hungup: %%'", (code,))
+    def end_three_way(self, code: str, only_once: bool = False) -> None:
+        """End an outside agent's call, and write it into its history.
+
+        Args:
+            code: The call's.
+            only_once: Not into the history if that has it.
+        """
+        # The status last: by it a later request knows that nothing is left to do.
         end = (sql.END_THREE_WAY, (code,))
-        self._write_each(end, (sql.LOG_THREE_WAY, (code,)), repeated=(end, unless_done))
+        # The text is appended, so who repeats this after a lost connection looks first.
+        careful = ((sql.LOG_THREE_WAY + sql.UNLESS_HUNG_UP, (code,)), end)
+        first_time = ((sql.LOG_THREE_WAY, (code,)), end)
+        self._write_each(*(careful if only_once else first_time), repeated=careful)
 
     def fail_dial(
         self, code: str, lead_id: int, stem: str, status: str, auto_call_status: str, write_lead: bool
@@ -570,9 +584,9 @@ class Tables:
 
     # --- call quota
 
-    def newest_dial(self, lead_id: int, since: str) -> str:
-        """Give when a lead was dialled last, as the database writes it; empty if not since then."""
-        return text(first(self._rows(sql.DIAL_DATE, lead_id, since, f"%{lead_id}")))
+    def newest_dial(self, lead_id: int, since: str, until: str = NEVER) -> str:
+        """Give when a lead was dialled last, as the database writes it; empty if not within these times."""
+        return text(first(self._rows(sql.DIAL_DATE, lead_id, since, until, f"%{lead_id}")))
 
     def quota_row(self, lead_id: int, list_id: int) -> QuotaRow | None:
         """Give the dates of a lead's row of quota counts."""
@@ -610,7 +624,15 @@ class Tables:
 
     # --- KHOMP and QueueMetrics
 
-    def insert_khomp(self, code: str, header: str, khomp_id: str, id_format: str, container_id: str) -> None:
+    def insert_khomp(
+        self,
+        code: str,
+        header: str,
+        khomp_id: str,
+        id_format: str,
+        container_id: str,
+        only_once: bool = False,
+    ) -> None:
         """Note that a call is announced to KHOMP's service; the database adds the time.
 
         Args:
@@ -619,10 +641,11 @@ class Tables:
             khomp_id: As which it is announced.
             id_format: Of ``khomp_id``; what the column does not know is stored as empty.
             container_id: Where the settings are.
+            only_once: Not if it was announced since less than a minute.
         """
         values = (code, self._server_ip, header, khomp_id, id_format, container_id)
         careful = (sql.INSERT_KHOMP + sql.UNLESS_KHOMP_KNOWS, (*values, khomp_id, self._server_ip))
-        self._write_each((sql.INSERT_KHOMP, values), repeated=(careful,))
+        self._write_each(careful if only_once else (sql.INSERT_KHOMP, values), repeated=(careful,))
 
     def end_khomp(self, khomp_id: str, columns: dict[str, Any]) -> None:
         """Write what KHOMP's service says about a call; a column without a value stays as it is."""

@@ -526,6 +526,17 @@ def test_a_request_follows_the_row(queue: QueueMetrics, web: Web, caplog: pytest
 
 
 @pytest.mark.mariadb
+def test_a_request_is_sent_once(queue: QueueMetrics, web: Web) -> None:
+    """A second run of a call that finds the first one's row writes none, and tells nobody again."""
+    queue.load(connected=True, queuemetrics_socket="CONNECT_COMPLETE", queuemetrics_socket_url=f"{web.url}/")
+    for _ in range(2):
+        assert queue.logs.log_end(replace(queue.leg(), careful=True), CALL, 101) is not None
+    queue.logs.close()
+    assert len(web.paths) == 1
+    assert queue.written() == [COMPLETE_CALLER]
+
+
+@pytest.mark.mariadb
 @pytest.mark.parametrize(
     ("connected", "socket_setting", "url"),
     [

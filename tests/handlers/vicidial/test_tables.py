@@ -916,6 +916,16 @@ def test_the_newest_park_ends(site: Site) -> None:
     ]
 
 
+def test_a_park_ends_once(site: Site) -> None:
+    """A second run leaves the newest row as the first one ended it, and takes no older one for it."""
+    for minute in (1, 2):
+        parked_time = f"2023-11-14 22:0{minute}:00"
+        site.put("park_log", uniqueid=UID, server_ip=SERVER_IP, parked_time=parked_time, status="PARKED")
+    for parked_s in (60, 120):
+        site.tables.close_park(UID, parked_s, 0, NOW, only_once=True)
+    assert site.get("park_log", "status, parked_sec") == [("PARKED", None), ("HUNGUP", 60)]
+
+
 CARRIER: Final = CarrierRow(
     *(
         UID,
@@ -976,6 +986,18 @@ def test_an_outside_agents_call_ends(site: Site) -> None:
     (first,), (second,) = site.get("vicidial_3way_press_log", "result")
     assert first.startswith("Pressed: 1|Hungup: 20")
     assert second == "Pressed: 1"
+
+
+def test_an_outside_agents_call_ends_once(site: Site) -> None:
+    """A history that tells of the end is not told again, and the live row is hung up all the same."""
+    site.put("vicidial_3way_press_live", call_3way_id="T1", status="TALKING")
+    site.put("vicidial_3way_press_log", call_3way_id="T1", result="Pressed: 1")
+    site.tables.end_three_way("T1", only_once=True)
+    told = site.get("vicidial_3way_press_log", "result")
+    site.tables.end_three_way("T1", only_once=True)
+    assert site.get("vicidial_3way_press_log", "result") == told
+    assert told[0][0].count("Hungup") == 1
+    assert site.get("vicidial_3way_press_live", "status") == [("HUNGUP",)]
 
 
 @pytest.mark.parametrize("write_lead", [True, False])
