@@ -3,11 +3,15 @@
 Laws:
     * A connection whose conversation with the server is in doubt serves nobody again. Whoever is killed
       between a question and its answer takes that connection along, and nothing else.
-    * A database that is away costs a caller nothing: one prober waits for it, the others are refused at
-      once. A caller waits for a free connection for a bounded time, never for a server.
+    * A database that is away costs a caller nothing. Where gevent has patched the process, a monitor finds
+      out, and whoever waits for such a server is told at once; otherwise one caller finds out, and the
+      others are refused. A caller waits for a free connection for a bounded time, never for a server.
+    * A server that is busy is not away: a statement that waits for a lock waits as long as it may.
+    * A server that may only be read takes no calls (unless the settings say that this is enough).
     * What one call holds is a :class:`Lease`. When the call ends, everything in it goes back: rolled
       back, or thrown away.
-    * The handler's code is the same on every database. What differs between MariaDB and SQLite is here.
+    * A statement whose call is over does not run on: the server is told to end it.
+    * The handler's code is the same on every database. What differs between them is in ``drivers``.
     * No secret leaves this module: a message names host, port and database, never a password.
 
 How it works: SQLAlchemy's pool keeps the connections, and its events are where the laws are enforced:
@@ -22,26 +26,36 @@ and without gevent's monkey-patching; patched, only the caller's greenlet waits.
 
 from __future__ import annotations
 
-import select
-import socket
+import logging
 import sqlite3
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from enum import Enum
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, NamedTuple, Protocol, TypeAlias, cast
 
 import gevent
 from gevent.lock import BoundedSemaphore
-from gevent.monkey import get_original
-from pymysql.constants import CLIENT, ER, SERVER_STATUS
+from gevent.monkey import is_module_patched
+from greenlet import getcurrent, greenlet
+from pymysql.constants import ER
 from sqlalchemy import Connection, Engine, create_engine, event, exc, text
-from sqlalchemy.engine import URL, Dialect, ExceptionContext, make_url
-from sqlalchemy.pool import ConnectionPoolEntry, PoolResetState, QueuePool, StaticPool
+from sqlalchemy.engine import URL, Dialect, ExceptionContext
+from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection, PoolResetState
 
+from fastagi_pool.drivers import (
+    ER_READ_ONLY_MODE,
+    PyMySQLConnection,
+    Server,
+    driver_for,
+    read_urls,
+)
+from fastagi_pool.drivers import DatabaseSettings as DatabaseSettings
 from fastagi_pool.errors import DatabaseUnavailable, OperatorError
+from fastagi_pool.health import Circuit, Vigil
+from fastagi_pool.logs import LOGGER_NAME
+from fastagi_pool.monitor import READ_ONLY, Home, Host, Monitor
 
 #: How long a server that refused is left alone. Short, because a refusal is cheap for those who are
 #: refused and the time counts into every outage; long enough that a flood of calls is no flood of SYNs.
@@ -53,27 +67,23 @@ RELOAD_GENERATIONS: Final = 2
 #: Left free for whoever looks after the server with another program.
 _RESERVED_CONNECTIONS: Final = 1
 
-#: SQLite waits this long for a lock. It waits in C, so the whole worker does: a second writer's
-#: transaction must be over soon, hence the rule to do nothing but SQL in one.
-_SQLITE_BUSY_S: Final = 5.0
-
-_MYSQL_PORT: Final = 3306
-_THIS_MACHINE: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 _IDLE_SINCE: Final = "fastagi_pool.idle_since_s"
+_HOME: Final = "fastagi_pool.home"
 _SELECT_ONE: Final = text("SELECT 1")
 _SELECT_LIMITS: Final = text("SELECT VERSION(), @@max_connections, @@max_user_connections, @@wait_timeout")
 
-#: Packets of several statements are repeated, so one that waits for a lock is better told early.
-_LOCK_WAIT_S: Final = 3
-#: Source: MariaDB's error codes; PyMySQL has no name for it.
-_ER_READ_ONLY_MODE: Final = 1836
 #: What makes a transaction a victim of others: the same one again may well succeed. CHECKREAD is what newer
 #: servers (innodb_snapshot_isolation) say where older ones would wait.
 _VICTIM: Final = frozenset({ER.LOCK_DEADLOCK, ER.LOCK_WAIT_TIMEOUT, ER.CHECKREAD, ER.QUERY_INTERRUPTED})
 #: What a server says that is going, or that may only be read since another took its place. Another of the
 #: list, or the same one a little later, may do it.
 _LEAVING: Final = frozenset(
-    {ER.SERVER_SHUTDOWN, ER.UNKNOWN_COM_ERROR, ER.OPTION_PREVENTS_STATEMENT, _ER_READ_ONLY_MODE}
+    {ER.SERVER_SHUTDOWN, ER.UNKNOWN_COM_ERROR, ER.OPTION_PREVENTS_STATEMENT, ER_READ_ONLY_MODE}
+)
+
+#: What a server says that has no memory, disk or lock left: whoever asks is not to blame.
+_STARVED: Final = frozenset(
+    {ER.DISK_FULL, ER.OUTOFMEMORY, ER.OUT_OF_RESOURCES, ER.RECORD_FILE_FULL, ER.LOCK_TABLE_FULL}
 )
 
 #: What a lease waits for besides statements, in the words of an onlooker.
@@ -109,6 +119,18 @@ class TryAgain(Exception):
         super().__init__(reason)
 
 
+def passes(error: BaseException) -> bool:
+    """Tell whether a statement failed for what has nothing to do with it, so that it may succeed later.
+
+    Args:
+        error: The driver's.
+    """
+    if isinstance(error, sqlite3.Error):
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        return code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR)
+    return next(iter(error.args), 0) in _VICTIM | _LEAVING | _STARVED
+
+
 class Onlooker(Protocol):
     """Whoever wants to know when a call waits for a database. It must neither wait nor raise."""
 
@@ -135,6 +157,7 @@ class DatabaseFacts:
         failures: Statements that failed and attempts to connect that did, so far.
         down_reason: Why no server can be reached; empty as long as one can.
         server: Which server was connected to last; empty if none was.
+        down_s: For how many seconds no server can be reached; 0 as long as one can.
     """
 
     connected: int
@@ -145,391 +168,38 @@ class DatabaseFacts:
     failures: int
     down_reason: str
     server: str
+    down_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class DatabaseSettings:
-    """What a worker has to know about one database.
-
-    Attributes:
-        name: What handlers and log lines call it.
-        urls: SQLAlchemy URLs of the same driver, best first. Each new connection goes to the first that
-            can be had, so the first is used again once it is back. Options in a URL win over the
-            time-outs below.
-        password: Put into every URL that has none.
-        pool_size: Connections a worker may hold. 4 keep up with some thousand short statements a
-            second; more only help handlers whose statements are slow.
-        pool_timeout_s: How long a caller waits for a free one. Longer than any healthy statement, and
-            shorter than a person on the phone waits.
-        idle_ping_s: A connection idle for longer is asked whether it lives before it is used. What the
-            server closed is noticed without that; the ping finds what a firewall forgot.
-        max_age_s: A connection older than this is replaced, so that a fail-over is undone in time.
-        connect_timeout_s: For each server: for the TCP connection, and for each packet of the log-in.
-        read_timeout_s: For the answer to one statement.
-        write_timeout_s: For sending one statement.
-        required_at_boot: Whether a worker may become ready without it.
-        sql_mode: What ``sql_mode`` is set to on each new MariaDB connection; empty for the server's own.
-        multi_statements: Whether a packet may hold several statements (:meth:`Lease.round_trip`). Off as
-            a rule: an SQL injection in a handler could then do anything.
-    """
-
-    name: str
-    urls: tuple[str, ...] = field(repr=False)
-    password: str = field(default="", repr=False)
-    pool_size: int = 4
-    pool_timeout_s: float = 5.0
-    idle_ping_s: float = 30.0
-    max_age_s: float = 3600.0
-    connect_timeout_s: float = 5.0
-    read_timeout_s: float = 30.0
-    write_timeout_s: float = 30.0
-    required_at_boot: bool = True
-    sql_mode: str = ""
-    multi_statements: bool = False
-
-
-class CircuitState(Enum):
-    """What we believe about a server."""
-
-    UP = "it may be tried by anybody"
-    DOWN = "it refused; leave it alone until the retry is due"
-    PROBING = "it refused, and one caller is finding out whether it is back"
-
-
-class Circuit:
-    """Whether it makes sense to connect to a server now. It reads no clock.
-
-    ===========  ============  =========  ============  ===========
-    state        started()     failed()   succeeded()   abandoned()
-    ===========  ============  =========  ============  ===========
-    UP           UP            DOWN       UP            UP
-    DOWN         PROBING       DOWN       UP            DOWN
-    PROBING      (forbidden)   DOWN       UP            DOWN
-    ===========  ============  =========  ============  ===========
-
-    Attributes:
-        state: What we believe.
-        reason: Why the last attempt failed; empty while the server is up.
-    """
-
-    __slots__ = ("_retry_at_s", "_retry_s", "reason", "state")
-
-    def __init__(self, retry_s: float) -> None:
-        self.state = CircuitState.UP
-        self.reason = ""
-        self._retry_s = retry_s
-        self._retry_at_s = 0.0
-
-    def permits(self, now_s: float) -> bool:
-        """Tell whether a caller may try now; the one who then does has to say so by :meth:`started`."""
-        if self.state is CircuitState.DOWN:
-            return now_s >= self._retry_at_s
-        return self.state is CircuitState.UP
-
-    def started(self) -> None:
-        """Note that a caller tries; while the server is down, no other may."""
-        if self.state is CircuitState.DOWN:
-            self.state = CircuitState.PROBING
-
-    def succeeded(self) -> None:
-        """Note that a connection was made."""
-        self.state = CircuitState.UP
-        self.reason = ""
-
-    def failed(self, reason: str, now_s: float) -> None:
-        """Note that an attempt failed, and leave the server alone for the retry time."""
-        self.state = CircuitState.DOWN
-        self.reason = reason
-        self._retry_at_s = now_s + self._retry_s
-
-    def abandoned(self) -> None:
-        """Note that an attempt was killed: nothing was learned, and the next caller may try."""
-        if self.state is CircuitState.PROBING:
-            self.state = CircuitState.DOWN
-
-
-@dataclass(frozen=True, slots=True)
-class _Server:
-    """One entry of the fail-over list.
-
-    Attributes:
-        label: Where it is, fit for an operator's eyes.
-        arguments: For the driver's ``connect``, by position.
-        options: The same by name; the password is among them.
-        circuit: What we believe about it.
-    """
-
-    label: str
-    arguments: Sequence[Any] = field(repr=False)
-    options: Mapping[str, Any] = field(repr=False)
-    circuit: Circuit
-
-
-class _Driver:
-    """What differs between drivers. This class is any driver that needs no special care.
-
-    Attributes:
-        slots: How many callers may hold a connection at once.
-        pool_arguments: For SQLAlchemy's ``create_engine``.
-        converses: Whether a greenlet can be killed between a question and its answer.
-    """
-
-    converses = True
-
-    def __init__(self, settings: DatabaseSettings) -> None:
-        self._settings = settings
-        self.slots = settings.pool_size
-        self.pool_arguments: dict[str, Any] = {
-            "poolclass": QueuePool,
-            "pool_size": settings.pool_size,
-            "max_overflow": 0,
-            "pool_timeout": settings.pool_timeout_s,
-            "pool_recycle": settings.max_age_s,
-            # The last one used is the one least likely to have been closed meanwhile.
-            "pool_use_lifo": True,
-            # reset() does it.
-            "pool_reset_on_return": None,
-        }
-
-    def label(self, url: URL) -> str:
-        """Say where a URL leads."""
-        port = f":{url.port}" if url.port else ""
-        return f"{url.host or 'localhost'}{port}/{url.database or ''}"
-
-    def options(self, url: URL) -> dict[str, Any]:
-        """Give the ``connect`` options that hold unless the URL says otherwise."""
-        return {}
-
-    def connect(self, dialect: Dialect, server: _Server) -> Any:
-        """Make a connection."""
-        return dialect.connect(*server.arguments, **server.options)
-
-    def check(self, dialect: Dialect, connection: Any, idle_s: float) -> None:
-        """Look whether a connection that lay in the pool still lives.
-
-        Raises:
-            sqlalchemy.exc.DisconnectionError: It does not.
-        """
-        if idle_s > self._settings.idle_ping_s:
-            try:
-                self.ping(dialect, connection)
-            except dialect.loaded_dbapi.Error as error:
-                # What one ping found, the other connections need not find out by their own.
-                raise exc.InvalidatePoolError(f"no answer to a ping: {error}") from error
-
-    def ping(self, dialect: Dialect, connection: Any) -> None:
-        """Ask the server for a sign of life; what the driver raises says there is none."""
-        dialect.do_ping(connection)
-
-    def reset(self, connection: Any) -> None:
-        """End the transaction that a returned connection may still be in."""
-        connection.rollback()
-
-    def discard(self, connection: Any) -> None:
-        """Make sure that closing the connection sends nothing more on it."""
-
-
-class _PyMySQLCursor(Protocol):
-    """The part of PyMySQL's cursor that writes parameters into a statement."""
-
-    def mogrify(self, query: str, args: tuple[object, ...]) -> str: ...
-
-
-class _PyMySQLConnection(Protocol):
-    """The inner parts of PyMySQL's connection that we lean on; the same in 1.1 and 1.2."""
-
-    server_status: int
-    _sock: Any
-    _read_timeout: float | None
-    _result: Any
-
-    def cursor(self) -> _PyMySQLCursor: ...
-
-    def query(self, sql: str) -> int: ...
-
-    def next_result(self) -> int: ...
-
-    def rollback(self) -> None: ...
-
-
-class _PyMySQLDriver(_Driver):
-    """MariaDB and MySQL through PyMySQL."""
-
-    def __init__(self, settings: DatabaseSettings) -> None:
-        super().__init__(settings)
-        # gevent's poll would visit the hub; this one only asks the kernel.
-        self._poll: Callable[[], select.poll] = get_original("select", "poll")
-
-    def label(self, url: URL) -> str:
-        where = url.query.get("unix_socket") or f"{url.host or 'localhost'}:{url.port or _MYSQL_PORT}"
-        return f"{where}/{url.database or ''}"
-
-    def options(self, url: URL) -> dict[str, Any]:
-        options: dict[str, Any] = {
-            "charset": "utf8mb4",
-            "connect_timeout": self._settings.connect_timeout_s,
-            "read_timeout": self._settings.read_timeout_s,
-            "write_timeout": self._settings.write_timeout_s,
-        }
-        local = "unix_socket" in url.query or (url.host or "localhost") in _THIS_MACHINE
-        if local and not any(option.startswith("ssl") for option in url.query):
-            # PyMySQL 1.2 gets ready for TLS even if the server has none: 20 ms of computing for each
-            # connection, in which the worker does nothing else, and nobody listens on the loopback.
-            options["ssl_disabled"] = True
-        variables = []
-        if self._settings.sql_mode:
-            variables.append(f"sql_mode = '{self._settings.sql_mode}'")
-        if self._settings.multi_statements:
-            variables.append(f"innodb_lock_wait_timeout = {_LOCK_WAIT_S}")
-        if variables:
-            options["init_command"] = f"SET SESSION {', '.join(variables)}"
-        return options
-
-    def connect(self, dialect: Dialect, server: _Server) -> Any:
-        # PyMySQL waits for the packets of the log-in as long as for a statement's answer. A server that
-        # takes the connection and then says nothing would hold the caller for that long.
-        options = {**server.options, "read_timeout": server.options["connect_timeout"]}
-        if self._settings.multi_statements:
-            options["client_flag"] |= CLIENT.MULTI_STATEMENTS
-        connection = cast(_PyMySQLConnection, dialect.connect(*server.arguments, **options))
-        connection._read_timeout = server.options["read_timeout"]
-        return connection
-
-    def check(self, dialect: Dialect, connection: _PyMySQLConnection, idle_s: float) -> None:
-        if self._has_hung_up(connection):
-            raise exc.DisconnectionError("closed by the server while it was idle")
-        super().check(dialect, connection, idle_s)
-
-    def ping(self, dialect: Dialect, connection: _PyMySQLConnection) -> None:
-        # A sign of life comes sooner than the answer to a hard question.
-        patience_s = connection._read_timeout
-        connection._read_timeout = self._settings.connect_timeout_s
-        try:
-            super().ping(dialect, connection)
-        finally:
-            connection._read_timeout = patience_s
-
-    def reset(self, connection: _PyMySQLConnection) -> None:
-        # Every answer says whether a transaction is open. Who met an error has rolled back already.
-        if connection.server_status & SERVER_STATUS.SERVER_STATUS_IN_TRANS:
-            super().reset(connection)
-
-    def discard(self, connection: _PyMySQLConnection) -> None:
-        # PyMySQL's own close() writes a farewell, which could be taken for the rest of a statement that
-        # was cut off in the middle; and its reader cannot be closed while a greenlet waits in it. A
-        # shutdown wakes that greenlet, and without a socket close() has nothing left to do.
-        sock, connection._sock = connection._sock, None
-        if sock is not None:
-            try:
-                sock.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass  # The server was faster.
-            sock.close()
-        if connection._result is not None:
-            # Or its destructor would read the rows that nobody fetched.
-            connection._result.unbuffered_active = False
-
-    def _has_hung_up(self, connection: _PyMySQLConnection) -> bool:
-        """Tell whether anything can be read: the end, or a farewell. An idle server says nothing."""
-        if connection._sock is None:
-            return True
-        poll = self._poll()
-        poll.register(connection._sock.fileno(), select.POLLIN)
-        return bool(poll.poll(0))
-
-
-class _SQLiteFileDriver(_Driver):
-    """SQLite in a file. Nothing can be killed in the middle of a statement: it never leaves C."""
-
-    converses = False
-
-    def label(self, url: URL) -> str:
-        return f"file {url.database}"
-
-    def connect(self, dialect: Dialect, server: _Server) -> Any:
-        # A connection has one user at a time, but not always the same thread.
-        connection = dialect.connect(*server.arguments, **{**server.options, "check_same_thread": False})
-        try:
-            cursor = connection.cursor()
-            cursor.execute(f"PRAGMA busy_timeout = {_SQLITE_BUSY_S * 1000:.0f}")
-            _use_write_ahead_log(cursor)
-            cursor.execute("PRAGMA foreign_keys = ON")
-            cursor.close()
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-
-    def check(self, dialect: Dialect, connection: Any, idle_s: float) -> None:
-        """Nothing to do: there is no server that could have gone."""
-
-
-def _use_write_ahead_log(cursor: Any) -> None:
-    """Let readers and a writer work at the same time.
-
-    The mode lasts, so only the first of several processes that open a new file changes it; the others
-    meet it half done, and SQLite does not wait for that (busy_timeout is not asked).
-    """
-    give_up_s = time.monotonic() + _SQLITE_BUSY_S
-    while True:
-        try:
-            cursor.execute("PRAGMA journal_mode = WAL")
-            return
-        except sqlite3.OperationalError as error:
-            if "locked" not in str(error) or time.monotonic() > give_up_s:
-                raise
-            time.sleep(0.01)
-
-
-class _SQLiteMemoryDriver(_SQLiteFileDriver):
-    """SQLite in memory: one connection is the database, so callers take turns."""
-
-    def __init__(self, settings: DatabaseSettings) -> None:
-        super().__init__(settings)
-        self.slots = 1
-        self.pool_arguments = {"poolclass": StaticPool, "pool_reset_on_return": None}
-
-    def label(self, url: URL) -> str:
-        return "memory"
-
-
-def _driver_for(url: URL, settings: DatabaseSettings) -> _Driver:
-    if url.get_backend_name() == "sqlite":
-        in_memory = url.database in (None, "", ":memory:") or url.query.get("mode") == "memory"
-        return _SQLiteMemoryDriver(settings) if in_memory else _SQLiteFileDriver(settings)
-    if url.get_driver_name() == "pymysql":
-        return _PyMySQLDriver(settings)
-    return _Driver(settings)
-
-
-def _read_urls(settings: DatabaseSettings) -> list[URL]:
-    """Read the URLs and put the password in.
-
-    Raises:
-        OperatorError: One cannot be read, or they do not share one driver. The message shows no URL, as
-            it may hold a password.
-    """
-    urls = []
-    for number, text_of_url in enumerate(settings.urls, start=1):
-        try:
-            url = make_url(text_of_url)
-        except (exc.ArgumentError, ValueError):
-            raise OperatorError(f"database {settings.name!r}: url {number} cannot be read") from None
-        if settings.password and not url.password:
-            url = url.set(password=settings.password)
-        urls.append(url)
-    if len({url.drivername for url in urls}) != 1:
-        raise OperatorError(f"database {settings.name!r}: needs one URL or more, all with the same driver")
-    return urls
+class _ServerLost(Exception):
+    """The server that a caller is just talking to is away: thrown into the caller by the monitor."""
 
 
 class LeasedConnection(Connection):
-    """A SQLAlchemy connection that a lease watches over."""
+    """A SQLAlchemy connection that a lease watches over.
 
-    def __init__(self, engine: Engine, lease: Lease) -> None:
-        super().__init__(engine)
+    Attributes:
+        vigil: Of the server; it hears when an answer came.
+        lost: Why the monitor took the connection away; empty as long as it did not.
+    """
+
+    def __init__(self, engine: Engine, lease: Lease, shared: PoolProxiedConnection | None = None) -> None:
+        super().__init__(engine, shared)
         self._lease = lease
         self._statement_since_s: float | None = None
+        self._end_since_s: float | None = None
+        self.lost = ""
+        self.vigil = self.home.host.vigil
+
+    @property
+    def home(self) -> Home:
+        """Where the connection leads."""
+        return cast(Home, self.connection.info[_HOME])
+
+    @property
+    def waits_since_s(self) -> float | None:
+        """When what its user waits for was sent: a statement, a commit, a rollback; None for nothing."""
+        return self._end_since_s if self._statement_since_s is None else self._statement_since_s
 
     def __exit__(
         self,
@@ -560,31 +230,58 @@ class LeasedConnection(Connection):
 
     def abandon(self) -> None:
         """Close from outside, whatever its user is doing with it."""
-        if self._statement_since_s is not None:
+        if self.waits_since_s is not None:
             self.invalidate()
         self.close_quietly()
 
+    def _commit_impl(self) -> None:
+        with self._ending():
+            super()._commit_impl()
+
+    def _rollback_impl(self) -> None:
+        with self._ending():
+            super()._rollback_impl()
+
+    @contextmanager
+    def _ending(self) -> Iterator[None]:
+        """Note that the end of a transaction is waited for. It is no statement, and not charged as one."""
+        self._end_since_s = self._lease.clock()
+        try:
+            yield
+            self.vigil.answered_s = self._lease.clock()
+        finally:
+            self._end_since_s = None
+
     def round_trip(self, statements: Sequence[Statement]) -> list[Answer]:
         """Send statements in one packet and as one transaction; see :meth:`Lease.round_trip`."""
-        driver = cast(_PyMySQLConnection, self.connection.driver_connection)
+        driver = cast(PyMySQLConnection, self.connection.driver_connection)
         self.statement_started(statements[0][0])
         try:
-            return _converse(driver, statements)
+            answers = self.converse(driver, statements)
+            self.statement_answered()
         except BaseException as error:
             self._lease.note_failure()
             self._part_with(driver, error)
             raise
         finally:
             self.statement_ended()
+        return answers
 
-    def _part_with(self, driver: _PyMySQLConnection, error: BaseException) -> None:
+    def converse(self, driver: PyMySQLConnection, statements: Sequence[Statement]) -> list[Answer]:
+        """Have one packet answered, statement by statement, and all of it committed."""
+        return answers_of(driver, statements, end=("COMMIT",))
+
+    def _part_with(self, driver: PyMySQLConnection, error: BaseException) -> None:
         """Leave a failed conversation: rolled back if it can go on, otherwise dropped.
 
         Raises:
             TryAgain: The error is one that passes.
         """
+        if self.lost and isinstance(error, Exception):
+            self.invalidate(error)
+            raise TryAgain(self.lost, in_doubt=True) from error
         if not isinstance(error, self.dialect.loaded_dbapi.Error):
-            self.invalidate()
+            self.invalidate(error)
             return
         reason, code = self._lease.reason(error), next(iter(error.args), 0)
         lost = self.dialect.is_disconnect(error, self.connection, None)
@@ -592,10 +289,11 @@ class LeasedConnection(Connection):
             if code in _VICTIM:
                 raise TryAgain(reason, in_doubt=False) from error
             return
-        self.invalidate()
+        self._lease.note_demotion(self, error)
+        self.invalidate(error)
         raise TryAgain(reason, in_doubt=lost) from error
 
-    def _rolls_back(self, driver: _PyMySQLConnection) -> bool:
+    def _rolls_back(self, driver: PyMySQLConnection) -> bool:
         try:
             driver.rollback()
         except self.dialect.loaded_dbapi.Error:
@@ -612,23 +310,47 @@ class LeasedConnection(Connection):
             self._lease.count_since(self._statement_since_s)
             self._statement_since_s = None
 
+    def statement_answered(self) -> None:
+        """Stop the clock of a statement that was answered, so that its server is known to live."""
+        self.statement_ended()
+        self.vigil.answered_s = self._lease.counted_s
+
     def statement_failed(self) -> None:
         """Stop the clock of a statement that failed."""
         self._lease.note_failure()
         self.statement_ended()
 
 
-def _converse(driver: _PyMySQLConnection, statements: Sequence[Statement]) -> list[Answer]:
-    """Have one packet answered, statement by statement."""
+def answers_of(
+    driver: PyMySQLConnection,
+    statements: Sequence[Statement],
+    start: Sequence[str] = (),
+    end: Sequence[str] = (),
+) -> list[Answer]:
+    """Send one packet and take its answers.
+
+    Args:
+        driver: Over which.
+        statements: Those whose answers are wanted.
+        start: Complete statements that come before, of which nothing is wanted.
+        end: The same, after.
+    """
     mogrify = driver.cursor().mogrify
     texts = [mogrify(sql, tuple(parameters)) for sql, parameters in statements]
-    driver.query(";".join((*texts, "COMMIT")))
-    answers = []
-    for _ in texts:
-        result = driver._result
-        answers.append(Answer(result.rows or (), result.affected_rows))
+    driver.query(";".join((*start, *texts, *end)))
+    for _ in start:
+        driver.next_result()
+    answers = [_answer(driver)]
+    for _ in texts[1:]:
+        driver.next_result()
+        answers.append(_answer(driver))
+    for _ in end:
         driver.next_result()
     return answers
+
+
+def _answer(driver: PyMySQLConnection) -> Answer:
+    return Answer(driver._result.rows or (), driver._result.affected_rows)
 
 
 class Lease:
@@ -639,9 +361,19 @@ class Lease:
             the commit at the end of :meth:`begin`. Rows that are streamed are not counted.
         statements: How many statements were sent.
         clock: What measures the seconds.
+        counted_s: What it said when a wait was over last.
     """
 
-    __slots__ = ("_database", "_held", "_onlooker", "_released", "clock", "database_s", "statements")
+    __slots__ = (
+        "_database",
+        "_held",
+        "_onlooker",
+        "_released",
+        "clock",
+        "counted_s",
+        "database_s",
+        "statements",
+    )
 
     def __init__(self, database: Database, clock: Clock, onlooker: Onlooker | None = None) -> None:
         self.database_s = 0.0
@@ -649,6 +381,7 @@ class Lease:
         self._database = database
         self._onlooker = onlooker
         self.clock = clock
+        self.counted_s = 0.0
         self._held: set[LeasedConnection] = set()
         self._released = False
 
@@ -662,6 +395,7 @@ class Lease:
         with self._timed(self._database.connecting):
             connection = self._database.take(self)
         self._held.add(connection)
+        self._database.watch(connection)
         if self._released:
             # Only a greenlet that outlives its call comes here, and nobody would clean up behind it.
             connection.close_quietly()
@@ -732,6 +466,7 @@ class Lease:
         """Note that a connection was closed; nothing if that is known."""
         if connection in self._held:
             self._held.remove(connection)
+            self._database.unwatch(connection)
             self._database.give_back()
 
     def begin_statement(self, statement: str) -> float:
@@ -747,9 +482,13 @@ class Lease:
         """Count a statement that failed."""
         self._database.failures += 1
 
+    def note_demotion(self, connection: LeasedConnection, error: BaseException) -> None:
+        """Note it if an error says that the connection's server may only be read."""
+        self._database.note_demotion(connection, error)
+
     def count_since(self, started_s: float) -> None:
         """Count what was spent waiting since a time."""
-        now_s = self.clock()
+        now_s = self.counted_s = self.clock()
         took_s = now_s - started_s
         self.database_s += took_s
         self._database.seconds += took_s
@@ -792,17 +531,26 @@ class Database:
         self.connecting = f"a connection to database {settings.name}"
         self.statements = self.failures = 0
         self.seconds = 0.0
-        self._connected = 0
         self._server_in_use = ""
         self._clock = clock
-        urls = _read_urls(settings)
+        urls = read_urls(settings)
         self._secrets = {str(url.password) for url in urls if url.password}
-        self._driver = _driver_for(urls[0], settings)
+        self._driver = driver_for(urls[0], settings)
         self._slots = BoundedSemaphore(self._driver.slots)
-        self._waiting = 0
+        self._waiters: set[greenlet] = set()
+        self._leased: set[LeasedConnection] = set()
+        self._records: set[ConnectionPoolEntry] = set()
+        self._visitors: dict[greenlet, tuple[Host, float]] = {}
+        self._away_since_s: float | None = None
+        self._log = logging.getLogger(LOGGER_NAME)
         with self._trying_url(urls[0]):
             self._engine = create_engine(urls[0], **self._driver.pool_arguments)
-        self._servers = [self._server(url) for url in urls]
+        patience_s = settings.probe_timeout_s
+        self._hosts = [Host(self._server(url), Circuit(RETRY_S), Vigil(patience_s)) for url in urls]
+        self._is_watched = self._driver.watched and is_module_patched("socket")
+        self._monitor = Monitor(
+            self, self._hosts, self._driver, self._engine.dialect, patience_s, clock, self._log
+        )
         self._listen_to_events()
 
     @property
@@ -819,11 +567,13 @@ class Database:
     def available(self) -> bool:
         """Whether asking for a connection makes sense now.
 
-        False while every server is known to be away, and is left alone or is being probed. True is no
-        promise: it also means that a retry is due, so that somebody finds out.
+        False while every server is known to be away. True is no promise: where no monitor watches, it also
+        means that a retry is due, so that somebody finds out.
         """
+        if self._is_watched:
+            return any(host.circuit.usable for host in self._hosts)
         now_s = self._clock()
-        return any(server.circuit.permits(now_s) for server in self._servers)
+        return any(host.circuit.permits(now_s) for host in self._hosts)
 
     def open(self, warm: int | None = None) -> None:
         """Open connections before the first call needs them, and see that each one answers.
@@ -855,18 +605,20 @@ class Database:
     def facts(self) -> DatabaseFacts:
         """Say how it fares. Asks nobody and costs next to nothing."""
         return DatabaseFacts(
-            connected=self._connected,
+            connected=len(self._records),
             in_use=self._driver.slots - self._slots.counter,
-            waiting=self._waiting,
+            waiting=len(self._waiters),
             statements=self.statements,
             seconds=self.seconds,
             failures=self.failures,
             down_reason=self._down_reason(),
             server=self._server_in_use,
+            down_s=0.0 if self._away_since_s is None else self._clock() - self._away_since_s,
         )
 
     def close(self) -> None:
         """Close the connections that lie in the pool. Leases have to be released before."""
+        self._monitor.stop()
         self._engine.dispose()
 
     def take(self, lease: Lease) -> LeasedConnection:
@@ -889,29 +641,114 @@ class Database:
         """Let the next caller have the place of a connection that is closed by now."""
         self._slots.release()
 
+    def watch(self, connection: LeasedConnection) -> None:
+        """Have the monitor know of a connection that a lease holds from now on."""
+        self._leased.add(connection)
+
+    def unwatch(self, connection: LeasedConnection) -> None:
+        """Have it know that it is held no longer."""
+        self._leased.discard(connection)
+
     def _take_slot(self) -> None:
-        if not self._waiting and self._slots.acquire(blocking=False):
+        if not self._waiters and self._slots.acquire(blocking=False):
             return
         if not self.available:
             # The places are with callers who wait for the server; do not queue up behind them.
             raise self._unavailable(self._why_away())
-        self._waiting += 1
+        caller = getcurrent()
+        self._waiters.add(caller)
         try:
             # A place given back a moment ago is for the one that waited longest. The semaphore wakes it in
             # the next turn of the loop, and would let us overtake it until then.
             gevent.sleep(0)
             taken = self._slots.acquire(timeout=self.settings.pool_timeout_s)
         finally:
-            self._waiting -= 1
+            self._waiters.discard(caller)
         if not taken:
             count, waited_s = self._driver.slots, self.settings.pool_timeout_s
             raise self._unavailable(f"all {count} connections stayed in use for {waited_s:g} s")
 
-    def _server(self, url: URL) -> _Server:
+    # ---- what the monitor looks after
+
+    def waits_at(self, host: Host) -> Iterator[float]:
+        """Tell since when each caller waits who waits for this server."""
+        for visited, since_s in self._visitors.values():
+            if visited is host:
+                yield since_s
+        for connection in self._leased:
+            since_s_or_none = connection.waits_since_s
+            if since_s_or_none is not None and connection.vigil is host.vigil:
+                yield since_s_or_none
+
+    def note_health(self) -> None:
+        """Tell the log when the last server goes away and when one is back, and refuse those who queue."""
+        usable = any(host.circuit.usable for host in self._hosts)
+        if usable and self._away_since_s is not None:
+            self._log.warning("database %s: back after %.1f s", self.name, self._clock() - self._away_since_s)
+            self._away_since_s = None
+        elif not usable and self._away_since_s is None:
+            self._away_since_s = self._clock()
+            self._log.error("database %s: away: %s", self.name, self._why_away())
+        if not usable and self._is_watched:
+            for caller in self._waiters:
+                self._throw(caller, self._waiters, self._unavailable(self._why_away()))
+
+    def give_up(self, host: Host) -> None:
+        """Give up every connection to a server that is away: whoever waits for an answer is told."""
+        reason = f"{host.server.label}: {host.circuit.reason}"
+        for connection in tuple(self._leased):
+            if not connection.closed and not connection.invalidated and connection.home.host is host:
+                connection.lost = reason
+        self._drop_idle(host)
+        for record in tuple(self._records):
+            if record.in_use and _leads_to(record, host):
+                self._driver.discard(record.driver_connection)
+        for caller, (visited, _) in self._visitors.items():
+            if visited is host:
+                self._throw(caller, self._visitors, _ServerLost(reason))
+
+    def note_demotion(self, connection: LeasedConnection, error: BaseException) -> bool:
+        """Note it if an error says that a server may only be read, and tell whether it does."""
+        if not self._driver.is_demoted(error):
+            return False
+        host = connection.home.host
+        host.circuit.failed(READ_ONLY, self._clock())
+        self._drop_idle(host)
+        self.note_health()
+        self._monitor.wake()
+        return True
+
+    def _drop_idle(self, host: Host) -> None:
+        """Drop the connections to a server that lie in the pool; those in use will not lie there again."""
+        host.epoch += 1
+        for record in tuple(self._records):
+            if not record.in_use and _leads_to(record, host):
+                record.invalidate(exc.DisconnectionError("its server is away"))
+
+    def _throw(self, caller: greenlet, among: Container[greenlet], error: Exception) -> None:
+        """Raise an error in a greenlet in the next turn of the loop, if it is still among those who wait."""
+
+        def throw() -> None:
+            if caller in among:
+                caller.throw(error)
+
+        gevent.get_hub().loop.run_callback(throw)
+
+    @contextmanager
+    def _visiting(self, host: Host) -> Iterator[None]:
+        """Have the monitor know that a caller waits for a server without a statement of its own."""
+        caller = getcurrent()
+        self._visitors[caller] = (host, self._clock())
+        try:
+            yield
+        finally:
+            del self._visitors[caller]
+
+    def _server(self, url: URL) -> Server:
         with self._trying_url(url):
             arguments, options = self._engine.dialect.create_connect_args(url)
         all_options = {**self._driver.options(url), **options}
-        return _Server(self._driver.label(url), arguments, all_options, Circuit(RETRY_S))
+        return Server(self._driver.label(url), arguments, all_options)
 
     @contextmanager
     def _trying_url(self, url: URL) -> Iterator[None]:
@@ -930,11 +767,10 @@ class Database:
         return DatabaseUnavailable(self.name, reason)
 
     def _down_reason(self) -> str:
-        up = any(server.circuit.state is CircuitState.UP for server in self._servers)
-        return "" if up else self._why_away()
+        return "" if any(host.circuit.usable for host in self._hosts) else self._why_away()
 
     def _why_away(self) -> str:
-        return "; ".join(f"{server.label}: {server.circuit.reason}" for server in self._servers)
+        return "; ".join(f"{host.server.label}: {host.circuit.reason}" for host in self._hosts)
 
     def reason(self, error: Exception) -> str:
         """Put in one line what a driver said, without secrets."""
@@ -964,53 +800,97 @@ class Database:
         event.listen(self._engine, "handle_error", self._on_error)
         event.listen(self._engine, "invalidate", self._on_invalidate)
 
-    def _on_connect(self, dialect: Dialect, *_: object) -> Any:
+    def _on_connect(self, dialect: Dialect, record: ConnectionPoolEntry, *_: object) -> Any:
         """Connect to the first server that can be had."""
-        for server in self._servers:
-            if server.circuit.permits(self._clock()):
-                connection = self._connect_to(server, dialect)
+        if self._is_watched:
+            self._monitor.start()
+        for host in self._hosts:
+            if self._may_try(host):
+                connection = self._connect_to(host, dialect, record)
                 if connection is not None:
                     return connection
         raise self._unavailable(self._why_away())
 
-    def _connect_to(self, server: _Server, dialect: Dialect) -> Any:
+    def _may_try(self, host: Host) -> bool:
+        return host.circuit.usable if self._is_watched else host.circuit.permits(self._clock())
+
+    def _connect_to(self, host: Host, dialect: Dialect, record: ConnectionPoolEntry) -> Any:
         """Connect to this server; None if it cannot be had."""
-        server.circuit.started()
+        host.circuit.started()
+        reason, connection, epoch = "", None, host.epoch
         try:
-            connection = self._driver.connect(dialect, server)
+            with self._visiting(host):
+                connection = self._driver.connect(dialect, host.server)
+                introduction = self._driver.introduce(connection)
+            reason = READ_ONLY if introduction.read_only else ""
         except (dialect.loaded_dbapi.Error, RuntimeError) as error:
             # RuntimeError: a log-in method needs a package that is not installed.
-            server.circuit.failed(self.reason(error), self._clock())
+            reason = self.reason(error)
+        except _ServerLost:
+            self._drop(connection)
             self.failures += 1
             return None
         except BaseException:
-            server.circuit.abandoned()
+            self._drop(connection)
+            host.circuit.abandoned()
             raise
-        server.circuit.succeeded()
-        self._server_in_use = server.label
-        return connection
+        if reason:
+            self._drop(connection)
+            host.circuit.failed(reason, self._clock())
+            self.failures += 1
+            self._monitor.wake()
+        else:
+            host.circuit.succeeded()
+            self._server_in_use = host.server.label
+            record.info[_HOME] = Home(host, epoch, introduction)
+        self.note_health()
+        return None if reason else connection
 
-    def _on_connected(self, *_: object) -> None:
-        self._connected += 1
+    def _drop(self, connection: Any) -> None:
+        """Close a connection that the pool never saw; nothing if there is none."""
+        if connection is not None:
+            self._driver.discard(connection)
 
-    def _on_closed(self, *_: object) -> None:
-        self._connected -= 1
+    def _on_connected(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        self._records.add(record)
+
+    def _on_closed(self, _connection: object, record: ConnectionPoolEntry) -> None:
+        self._records.discard(record)
 
     def _on_checkin(self, _connection: object, record: ConnectionPoolEntry) -> None:
         record.info[_IDLE_SINCE] = self._clock()
 
     def _on_checkout(self, connection: Any, record: ConnectionPoolEntry, _proxy: object) -> None:
         """Replace a connection that died in the pool: SQLAlchemy tries again with a new one."""
+        home: Home = record.info[_HOME]
+        if home.epoch != home.host.epoch:
+            raise exc.DisconnectionError("its server was away meanwhile")
         idle_since_s = record.info.get(_IDLE_SINCE)
-        if idle_since_s is not None:
-            self._driver.check(self._engine.dialect, connection, self._clock() - idle_since_s)
+        if idle_since_s is None:
+            return
+        try:
+            with self._visiting(home.host):
+                self._driver.check(self._engine.dialect, connection, self._clock() - idle_since_s)
+        except _ServerLost as lost:
+            raise exc.DisconnectionError(str(lost)) from lost
 
     def _on_reset(self, connection: Any, _record: object, state: PoolResetState) -> None:
         if not (state.transaction_was_reset or state.terminate_only):
             self._driver.reset(connection)
 
-    def _on_invalidate(self, connection: Any, _record: object, _error: object) -> None:
+    def _on_invalidate(
+        self, connection: Any, record: ConnectionPoolEntry, error: BaseException | None
+    ) -> None:
         self._driver.discard(connection)
+        home = record.info.get(_HOME)
+        if home is not None and self._was_cut_off(error):
+            self._monitor.end_statement(home)
+
+    def _was_cut_off(self, error: BaseException | None) -> bool:
+        """Tell whether it was us who gave a connection up, so that its server may still be at work for it."""
+        if isinstance(error, self._engine.dialect.loaded_dbapi.Error):
+            return "timed out" in str(error)
+        return not isinstance(error, exc.DisconnectionError)
 
     def _on_error(self, context: ExceptionContext) -> None:
         """Decide whether a failed statement leaves the connection in doubt."""
@@ -1020,6 +900,8 @@ class Database:
         if isinstance(error, DatabaseUnavailable):
             # A connection that was lost before is replaced within execute(), which wraps what it catches.
             raise self._unavailable(self._why_away()) from error
+        if isinstance(context.connection, LeasedConnection):
+            self._blame_server(context, context.connection, error)
         if not self._driver.converses or isinstance(error, context.dialect.loaded_dbapi.Error):
             return
         # Not the driver's own error, so it came from outside, a time-out perhaps, at a moment that nobody
@@ -1029,6 +911,21 @@ class Database:
             context.is_disconnect = True
             context.invalidate_pool_on_disconnect = False
 
+    def _blame_server(
+        self, context: ExceptionContext, connection: LeasedConnection, error: BaseException
+    ) -> None:
+        """Raise DatabaseUnavailable if a statement failed because its server is away or was demoted."""
+        if not isinstance(error, Exception) or not (connection.lost or self.note_demotion(connection, error)):
+            return
+        context.is_disconnect = True
+        context.invalidate_pool_on_disconnect = False
+        raise self._unavailable(connection.lost or self._why_away()) from error
+
+
+def _leads_to(record: ConnectionPoolEntry, host: Host) -> bool:
+    home: Home | None = record.info.get(_HOME)
+    return home is not None and home.host is host
+
 
 def _on_statement(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
     if isinstance(connection, LeasedConnection):
@@ -1037,7 +934,7 @@ def _on_statement(connection: Connection, _cursor: object, statement: str, *_: o
 
 def _on_answer(connection: Connection, *_: object) -> None:
     if isinstance(connection, LeasedConnection):
-        connection.statement_ended()
+        connection.statement_answered()
 
 
 @dataclass(frozen=True, slots=True)

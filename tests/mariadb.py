@@ -237,7 +237,10 @@ class MariaDBServer:
     def _fill_data_folder(self) -> None:
         command = [str(self._programs.installer), "--no-defaults", *self._user_option]
         command += [f"--datadir={self._data}", "--auth-root-authentication-method=normal", "--skip-test-db"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        # Two that are filled at the same time meet in a shared folder: their temporary tables have one name.
+        with tempfile.TemporaryDirectory(prefix="mariadb-tmp-", dir="/tmp") as folder:
+            command.append(f"--tmpdir={folder}")
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:
             raise RuntimeError(f"mariadb-install-db failed:\n{done.stdout}\n{done.stderr}")
 

@@ -83,6 +83,8 @@ class MariaDBForwarder:
         self._server_port = server_port
         self._listener = socket.create_server((host, port))
         self._lock = threading.Lock()
+        self._flowing = threading.Event()
+        self._flowing.set()
         self._sockets: list[socket.socket] = []
         self._threads: list[threading.Thread] = []
         self.host = host
@@ -96,6 +98,7 @@ class MariaDBForwarder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.let_go()
         # A shutdown wakes whoever waits in accept() or recv(); a close alone does not.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._threads[0].join()
@@ -110,6 +113,14 @@ class MariaDBForwarder:
         """Begin a new count."""
         with self._lock:
             self.commands = []
+
+    def hold(self) -> None:
+        """Let nothing through any more, in either direction, as a cable that is cut: no end is told."""
+        self._flowing.clear()
+
+    def let_go(self) -> None:
+        """Let everything through again, and what was held up first."""
+        self._flowing.set()
 
     def _run(self, target: Callable[..., None], *arguments: object) -> None:
         thread = threading.Thread(target=target, args=arguments, daemon=True)
@@ -133,6 +144,7 @@ class MariaDBForwarder:
     def _pump(self, source: socket.socket, target: socket.socket, reader: CommandReader | None) -> None:
         try:
             while data := source.recv(_CHUNK_BYTES):
+                self._flowing.wait()
                 if reader is not None:
                     with self._lock:
                         self.commands += reader.feed(data)

@@ -15,8 +15,6 @@ from sqlalchemy import event, exc, text
 
 from fastagi_pool.database import (
     RETRY_S,
-    Circuit,
-    CircuitState,
     Database,
     DatabaseSettings,
     ServerLimits,
@@ -355,17 +353,13 @@ def test_after_a_refusal_callers_fail_without_trying(closed_port: socket.socket,
 def test_a_thousand_calls_do_not_wait_one_after_the_other(
     silent_port: int, run_scenario: Callable[[str, str], dict[str, Any]]
 ) -> None:
-    """Of 1,000 calls that want a silent server, all know after about one connect time-out of 0.5 s.
-
-    Later one of them probes, and if it is killed, the next one may.
-    """
+    """Of 1,000 calls that want a silent server, all know after about one connect time-out of 0.5 s."""
     facts = run_scenario("silence", f"mysql+pymysql://pool@127.0.0.1:{silent_port}/calls")
     assert facts["errors"] == {}
     assert facts["refused"] == 1_000
     assert facts["first_s"] < 2.0
     assert facts["then_s"] < 2.0
-    assert not facts["available_while_probing"]
-    assert facts["available_after_kill"]
+    assert not facts["available"]
 
 
 def test_places_go_to_those_who_wait(
@@ -411,62 +405,6 @@ def test_settings_show_no_secret() -> None:
     shown = repr(DatabaseSettings("crm", (f"mysql+pymysql://pool:{SECRET}@db/calls",), SECRET))
     assert "crm" in shown
     assert SECRET not in shown
-
-
-# ---- the circuit
-
-STEPS: dict[str, Callable[[Circuit], None]] = {
-    "started": Circuit.started,
-    "failed": lambda circuit: circuit.failed("refused", 10.0),
-    "succeeded": Circuit.succeeded,
-    "abandoned": Circuit.abandoned,
-}
-WAYS: dict[CircuitState, tuple[str, ...]] = {
-    CircuitState.UP: (),
-    CircuitState.DOWN: ("failed",),
-    CircuitState.PROBING: ("failed", "started"),
-}
-UP, DOWN, PROBING = CircuitState.UP, CircuitState.DOWN, CircuitState.PROBING
-
-
-@pytest.mark.parametrize(
-    ("state", "step", "after"),
-    [
-        (UP, "started", UP),
-        (UP, "failed", DOWN),
-        (UP, "succeeded", UP),
-        (UP, "abandoned", UP),
-        (DOWN, "started", PROBING),
-        (DOWN, "failed", DOWN),
-        (DOWN, "succeeded", UP),
-        (DOWN, "abandoned", DOWN),
-        (PROBING, "failed", DOWN),
-        (PROBING, "succeeded", UP),
-        (PROBING, "abandoned", DOWN),
-    ],
-)
-def test_the_circuit_follows_its_table(state: CircuitState, step: str, after: CircuitState) -> None:
-    """Every step leads from every state to the state in the table of the class."""
-    circuit = Circuit(RETRY_S)
-    for way in WAYS[state]:
-        STEPS[way](circuit)
-    assert circuit.state is state
-    STEPS[step](circuit)
-    assert circuit.state is after
-    assert bool(circuit.reason) is (after is not UP)
-
-
-def test_a_circuit_permits_one_prober_after_the_retry_time() -> None:
-    """While a server is down one caller may try, when the retry time is over, and nobody beside it."""
-    circuit = Circuit(0.5)
-    assert circuit.permits(0.0)
-    circuit.failed("refused", 10.0)
-    assert not circuit.permits(10.49)
-    assert circuit.permits(10.5)
-    circuit.started()
-    assert not circuit.permits(99.0)
-    circuit.abandoned()
-    assert circuit.permits(10.5)
 
 
 # ---- limits of the server

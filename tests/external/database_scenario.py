@@ -17,17 +17,21 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import gevent
 from gevent.event import Event
+from gevent.monkey import get_original
 from gevent.os import tp_read
 from sqlalchemy import text
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import QueuePool
 
-from fastagi_pool.database import Database, DatabaseSettings, Lease
+from fastagi_pool.database import Database, DatabaseSettings, Lease, TryAgain
 from fastagi_pool.errors import CallHangup, CallStopped, CallTimeout, DatabaseUnavailable
 
 POOL_SIZE: Final = 4
@@ -41,6 +45,21 @@ LONG: Final = text("SELECT :token, LENGTH(:ballast)")
 BALLAST: Final = "x" * 4_000_000
 #: More than the socket buffers of both sides hold, and less than the server's max_allowed_packet.
 FLOOD: Final = "x" * 15_000_000
+
+#: Bounds what comes within a second unless it is broken.
+PATIENCE_S: Final = 30.0
+HALF: Final = text("INSERT INTO pair VALUES (:token, :half)")
+COUNT_PAIRS: Final = text("SELECT COUNT(*), 2 * COUNT(DISTINCT token) FROM pair")
+LOCK: Final = "SELECT id FROM held WHERE id = 1 FOR UPDATE"
+WAIT_LONG: Final = "SET SESSION innodb_lock_wait_timeout = 300"
+CONNECTIONS: Final = text("SHOW GLOBAL STATUS LIKE 'Connections'")
+STATEMENTS: Final = text(
+    "SELECT COUNT(*) FROM information_schema.processlist"
+    " WHERE db = DATABASE() AND id <> CONNECTION_ID() AND command = 'Query'"
+)
+TRANSACTIONS: Final = text(
+    "SELECT COUNT(*) FROM information_schema.innodb_trx WHERE trx_mysql_thread_id <> CONNECTION_ID()"
+)
 
 Work = Callable[[Lease, int], int]
 
@@ -102,7 +121,7 @@ def where(error: BaseException) -> str:
     """Name the step of the conversation in which a greenlet was killed."""
     names = [frame.name for frame in traceback.extract_tb(error.__traceback__)]
     steps = {
-        "_converse": "packet",
+        "answers_of": "packet",
         "_take_slot": "waiting for a place",
         "_on_connect": "connect",
         "_on_checkout": "check",
@@ -273,19 +292,12 @@ def silence(database: Database) -> None:
     took_s.clear()
     gevent.joinall([gevent.spawn(caller) for _ in range(1_000)])
     refused, then_s = len(took_s), max(took_s)
-    while not database.available:
-        gevent.sleep(0.01)
-    prober = gevent.spawn(caller)
-    gevent.sleep(0.05)
-    while_probing = database.available
-    prober.kill()
     say(
         first_s=first_s,
         then_s=then_s,
         refused=refused,
         errors=dict(errors),
-        available_while_probing=while_probing,
-        available_after_kill=database.available,
+        available=database.available,
     )
 
 
@@ -374,23 +386,293 @@ def abandoned(database: Database) -> None:
     )
 
 
-SCENARIOS: Final = (kills, restart, silence, strangers, half_sent, turns, abandoned)
+class Outcomes:
+    """Greenlets that wait for a database, each in its own way, and what came of it."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._greenlets: list[gevent.Greenlet] = []
+        self.told: dict[str, str] = {}
+
+    def expect(self, name: str, work: Work) -> None:
+        """Begin one, and go on once it waits."""
+
+        def run() -> None:
+            lease = self._database.lease()
+            try:
+                work(lease, 1)
+            except Exception as error:
+                doubt = " in doubt" if isinstance(error, TryAgain) and error.in_doubt else ""
+                self.told[name] = type(error).__name__ + doubt
+            else:
+                self.told[name] = "served"
+            finally:
+                lease.release()
+
+        self._greenlets.append(gevent.spawn(run))
+        gevent.sleep(0.02)
+
+    def join(self) -> None:
+        """Wait for all of them."""
+        gevent.joinall(self._greenlets, timeout=PATIENCE_S)
+
+
+def sleep_in_statement(lease: Lease, _: int) -> int:
+    """Wait for an answer."""
+    with lease.connect() as connection:
+        return int(connection.execute(text("SELECT SLEEP(300)")).scalar_one())
+
+
+def sleep_in_packet(lease: Lease, _: int) -> int:
+    """Wait for the answer to a packet."""
+    return len(lease.round_trip([("SELECT SLEEP(300)", ())]))
+
+
+def wait_for_a_place(lease: Lease, _: int) -> int:
+    """Want a connection."""
+    lease.connect()
+    return 0
+
+
+def silenced(database: Database) -> None:
+    """Wait for a server in every way while the test silences it; then see that it is found again."""
+    database.open()
+    outcomes = Outcomes(database)
+    go_on = Event()
+
+    def commit_late(lease: Lease, _: int) -> int:
+        with lease.begin() as connection:
+            connection.execute(text("SELECT 1"))
+            go_on.wait()
+        return 0
+
+    def idle(lease: Lease, _: int) -> int:
+        lease.connect()
+        gevent.sleep(PATIENCE_S)
+        return 0
+
+    outcomes.expect("statement", sleep_in_statement)
+    outcomes.expect("packet", sleep_in_packet)
+    outcomes.expect("commit", commit_late)
+    idle_lease = database.lease()
+    idler = gevent.spawn(idle, idle_lease, 1)
+    gevent.sleep(0.02)
+    outcomes.expect("place", wait_for_a_place)
+    say(ready=True)
+    tp_read(sys.stdin.fileno(), 100)
+    go_on.set()
+    outcomes.join()
+    facts = database.facts()
+    outcomes.expect("later", ask)
+    say(told=outcomes.told, available=database.available, reason=facts.down_reason, away=facts.down_s > 0.0)
+    tp_read(sys.stdin.fileno(), 100)
+    with gevent.Timeout(PATIENCE_S):
+        while not database.available:
+            gevent.sleep(0.01)
+    idler.kill()
+    idle_lease.release()
+    say(down_s=database.facts().down_s, answers_of_all=answers_of_all(database))
+
+
+def connecting(database: Database) -> None:
+    """Want a first connection to a server that takes connections and never says a word."""
+    outcomes = Outcomes(database)
+    for number in range(POOL_SIZE + 2):
+        outcomes.expect(str(number), wait_for_a_place)
+    outcomes.join()
+    say(told=sorted(outcomes.told.values()), available=database.available)
+
+
+def busy(database: Database) -> None:
+    """Let a statement take long, and the loop stand still: the server is busy, and nobody is refused."""
+    database.open()
+    lease = database.lease()
+    with lease.connect() as connection:
+        connection.execute(text("CREATE TABLE counter (number INT PRIMARY KEY)"))
+        asked = int(connection.execute(CONNECTIONS).one()[1])
+        waited = connection.execute(text("SELECT SLEEP(2)")).scalar_one()
+        asked = int(connection.execute(CONNECTIONS).one()[1]) - asked
+        sleeper = gevent.spawn(sleep_in_statement, database.lease(), 1)
+        gevent.sleep(0.01)
+        stand_still = get_original("time", "sleep")
+        for _ in range(30):
+            stand_still(0.12)
+            gevent.sleep(0.001)
+        late = database.facts()
+        sleeper.kill()
+    say(waited=waited, asked=asked, available=database.available, failures=late.failures)
+
+
+@contextmanager
+def locked_row(database: Database) -> Iterator[None]:
+    """Hold a lock: who waits for it never sees that its client is gone, as one that sleeps would."""
+    with database.lease().begin() as connection:
+        connection.execute(text("CREATE TABLE held (id INT PRIMARY KEY) ENGINE = InnoDB"))
+        connection.execute(text("INSERT INTO held VALUES (1)"))
+    lease = database.lease()
+    lease.connect().execute(text(LOCK))
+    yield
+    lease.release()
+
+
+def lock_in_statement(lease: Lease, _: int) -> int:
+    """Wait for the lock."""
+    with lease.connect() as connection:
+        connection.execute(text(WAIT_LONG))
+        return int(connection.execute(text(LOCK)).scalar_one())
+
+
+def lock_in_packet(lease: Lease, _: int) -> int:
+    """Wait for it in a packet."""
+    return len(lease.round_trip([(WAIT_LONG, ()), (LOCK, ())]))
+
+
+def outlived(database: Database) -> None:
+    """Give statements up in the middle; the server shall not go on with them."""
+    with locked_row(database):
+        for work in (lock_in_statement, lock_in_packet):
+            lease = database.lease()
+            try:
+                with gevent.Timeout(0.1):
+                    work(lease, 1)
+            except gevent.Timeout:
+                pass
+            lease.release()
+        forgotten = database.lease()
+        gevent.spawn(lock_in_statement, forgotten, 1)
+        gevent.sleep(0.1)
+        forgotten.release()
+        running = await_no_statement(database)
+    say(running=running, answers_of_all=answers_of_all(database))
+
+
+def timed_out(database: Database) -> None:
+    """Have the read time-out end a statement; the server shall not go on with it."""
+    outcome = "answered"
+    with locked_row(database):
+        try:
+            lock_in_statement(database.lease(), 1)
+        except OperationalError as error:
+            outcome = str(error.orig)
+        running = await_no_statement(database)
+    say(outcome=outcome, running=running)
+
+
+def await_no_statement(database: Database) -> int:
+    """Wait until the server is at work on nothing else for this database; tell what is left in the end."""
+    give_up_s = time.monotonic() + PATIENCE_S
+    while (running := statements_of_others(database)) and time.monotonic() < give_up_s:
+        gevent.sleep(0.05)
+    return running
+
+
+def statements_of_others(database: Database) -> int:
+    """Count the statements that the server is at work on for this database, besides the counting."""
+    with database.lease().connect() as connection:
+        return int(connection.execute(STATEMENTS).scalar_one())
+
+
+def killed_transactions(database: Database) -> None:
+    """Kill transactions of two rows at random moments: there are no halves of them, and nothing is left."""
+    dice = random.Random(SEED)
+    database.open()
+    with database.lease().begin() as connection:
+        connection.execute(text("CREATE TABLE pair (token BIGINT, half INT) ENGINE = InnoDB"))
+    killed: Counter[str] = Counter()
+    errors: Counter[str] = Counter()
+
+    def run(number: int) -> None:
+        lease = database.lease()
+        try:
+            dice.choice(PAIRS)(lease, number)
+        except gevent.GreenletExit as error:
+            killed[where(error)] += 1
+        except Exception as error:
+            errors[f"{type(error).__name__}: {error}"[:300]] += 1
+        finally:
+            lease.release()
+
+    for number in range(0, KILLS, POOL_SIZE):
+        running = [gevent.spawn(run, number + place) for place in range(POOL_SIZE)]
+        for greenlet in running:
+            gevent.spawn_later(dice.random() * 0.01, greenlet.kill, block=False)
+        gevent.joinall(running)
+    answers = answers_of_all(database)
+    with gevent.Timeout(PATIENCE_S):
+        while statements_of_others(database) or transactions_of_others(database):
+            gevent.sleep(0.2)
+    with database.lease().connect() as connection:
+        rows, pairs = connection.execute(COUNT_PAIRS).one()
+    say(
+        killed=dict(killed),
+        errors=dict(errors),
+        rows=rows,
+        pairs=pairs,
+        answers_of_all=answers,
+        statements=statements_of_others(database),
+        transactions=transactions_of_others(database),
+        connections=database.facts().connected,
+        available=database.available,
+    )
+
+
+def write_pair(lease: Lease, number: int) -> int:
+    """Write both halves in a transaction, with a pause between them."""
+    with lease.begin() as connection:
+        for half in (1, 2):
+            connection.execute(HALF, {"token": number, "half": half})
+            connection.execute(text("SELECT SLEEP(0.001)"))
+    return number
+
+
+def send_pair(lease: Lease, number: int) -> int:
+    """Send both halves in a packet, with a pause between them."""
+    first, last = (("INSERT INTO pair VALUES (%s, %s)", (number, half)) for half in (1, 2))
+    lease.round_trip([first, ("SELECT SLEEP(0.002)", ()), last])
+    return number
+
+
+def transactions_of_others(database: Database) -> int:
+    """Count the transactions that are open on the server."""
+    with database.lease().connect() as connection:
+        return int(connection.execute(TRANSACTIONS).scalar_one())
+
+
+PAIRS: Final[tuple[Work, ...]] = (write_pair, send_pair)
+SCENARIOS: Final = (
+    kills,
+    restart,
+    silence,
+    strangers,
+    half_sent,
+    turns,
+    abandoned,
+    silenced,
+    connecting,
+    busy,
+    outlived,
+    timed_out,
+    killed_transactions,
+)
+#: What a scenario has otherwise than the others.
+SETTINGS: Final[dict[str, dict[str, float]]] = {
+    # Of a server that is silent one waits for the end of this; of a busy one nobody should.
+    "silence": {"connect_timeout_s": 0.5},
+    # None of these may be what ends the waiting.
+    "silenced": {"pool_timeout_s": 300.0, "connect_timeout_s": 300.0, "read_timeout_s": 300.0},
+    "connecting": {"pool_timeout_s": 300.0, "connect_timeout_s": 300.0, "read_timeout_s": 300.0},
+    "busy": {"probe_timeout_s": 0.1},
+    "timed_out": {"read_timeout_s": 3.0},
+}
 
 
 def main() -> None:
     """Run the scenario that the command line names."""
     name, url = sys.argv[1:]
     settings = DatabaseSettings(
-        "main",
-        (url,),
-        pool_size=POOL_SIZE,
-        pool_timeout_s=20.0,
-        idle_ping_s=0.005,
-        # Of a server that is silent one waits for the end of this; of a busy one nobody should.
-        connect_timeout_s=0.5 if name == "silence" else 5.0,
-        multi_statements=True,
+        "main", (url,), pool_size=POOL_SIZE, pool_timeout_s=20.0, idle_ping_s=0.005, multi_statements=True
     )
-    database = Database(settings)
+    database = Database(replace(settings, **SETTINGS.get(name, {})))  # type: ignore[arg-type]
     scenario = {scenario.__name__: scenario for scenario in SCENARIOS}[name]
     scenario(database)
     database.close()
