@@ -29,6 +29,10 @@ _LATE_S: Final = 0.5
 _MINUTE_S: Final = 60
 _HOUR_S: Final = 3600
 _DAY_S: Final = 86400
+#: From this share on the journal is nearly full: about a fifth of the time that it lasts is left.
+_NEARLY_FULL: Final = 0.8
+#: The lane of all routes that name none.
+_DEFAULT_LANE: Final = "default"
 #: Columns whose values are words: set to the left. All others are numbers and times.
 _WORDS: Final = frozenset(
     ("name", "route", "peer", "state", "from", "callerid", "uniqueid", "at", "server", "reason")
@@ -128,6 +132,7 @@ def complaints(picture: Json) -> list[str]:
     return [
         *_workers_faults(picture),
         *_databases_faults(picture),
+        *_journal_faults(picture["journal"]),
         *_crowd_faults(picture),
         *_reload_faults(picture["reload"]),
         *_blind_spots(picture),
@@ -160,11 +165,37 @@ def _workers_faults(picture: Json) -> list[str]:
 
 def _databases_faults(picture: Json) -> list[str]:
     return [
-        f"database {shown(each['name'])} is away for {count(each['down_workers'], 'worker')}: "
-        f"{shown(each['reason']) or 'no reason was given'}"
+        f"database {shown(each['name'])} is away for {count(each['down_workers'], 'worker')}"
+        f"{_since(each['down_s'])}: {shown(each['reason']) or 'no reason was given'}"
         for each in picture["databases"]
         if not each["up"]
     ]
+
+
+def _since(seconds: float) -> str:
+    return f", for {duration(seconds)} now" if seconds else ""
+
+
+def _journal_faults(journal: Json | None) -> list[str]:
+    if journal is None:
+        return []
+    found = []
+    if _fullness(journal) >= _NEARLY_FULL:
+        found.append(
+            f"the journal is {_fullness(journal):.0%} full; beyond that, calls fail whose database is away: "
+            "bring the database back, or raise journal.max_size"
+        )
+    if journal["quarantined"]:
+        found.append(
+            f"the journal has {count(journal['quarantined'], 'call')} in quarantine, not to be done until "
+            "you say so: 'fastagi-pool journal list --quarantined' shows why"
+        )
+    return found
+
+
+def _fullness(journal: Json) -> float:
+    """Return which share of its room the journal takes; 0 if it has no limit."""
+    return journal["used_bytes"] / journal["limit_bytes"] if journal["limit_bytes"] else 0.0
 
 
 def _crowd_faults(picture: Json) -> list[str]:
@@ -214,6 +245,7 @@ def status_lines(picture: Json) -> list[str]:
     if picture["databases"]:
         up = sum(each["up"] for each in picture["databases"])
         lines.append(f"databases {up} of {len(picture['databases'])} answer")
+    lines += _protection_lines(picture)
     return [*lines, "", *workers_table(picture).lines()]
 
 
@@ -223,6 +255,43 @@ def _master_line(picture: Json) -> str:
         f"fastagi-pool {picture['version']}: {state}, master {picture['master_pid']}, "
         f"generation {picture['generation']}, up {duration(picture['uptime_s'])}"
     )
+
+
+def _protection_lines(picture: Json) -> list[str]:
+    """Tell of lanes, of the journal and of dead workers: a line of each that there is anything to tell of."""
+    lanes, journal, lines = picture["lanes"], picture["journal"], []
+    if any(lane["name"] != _DEFAULT_LANE for lane in lanes):
+        lines.append(f"lanes     {'; '.join(map(_lane_words, lanes))}")
+    if journal is not None and (journal["waiting"] or journal["quarantined"]):
+        lines.append(f"journal   {_journal_words(journal)}")
+    if picture["lost_calls"]:
+        requests = count(picture["quarantined_requests"], "request")
+        lines.append(
+            f"crashes   {count(picture['lost_calls'], 'call')} lost with workers that died; "
+            f"{requests} put into quarantine"
+        )
+    return lines
+
+
+def _lane_words(lane: Json) -> str:
+    words = f"{shown(lane['name'])} {lane['active']:,} of {lane['limit']:,}"
+    if lane["queued"]:
+        words += f", {lane['queued']:,} queued"
+    return f"{words}, {lane['refused']:,} refused" if lane["refused"] else words
+
+
+def _journal_words(journal: Json) -> str:
+    names = [shown(each["name"]) for each in journal["databases"] if each["waiting"]]
+    parts = []
+    if names:
+        verb = "waits" if journal["waiting"] == 1 else "wait"
+        parts.append(
+            f"{count(journal['waiting'], 'call')} {verb} for {', '.join(names)}, "
+            f"the oldest for {duration(journal['oldest_age_s'] or 0.0)}"
+        )
+    if journal["quarantined"]:
+        parts.append(f"{journal['quarantined']:,} in quarantine")
+    return "; ".join([*parts, f"{_fullness(journal):.0%} full"])
 
 
 def _reload_words(reload: Json) -> str:
@@ -479,6 +548,8 @@ class Moment:
             "rate": round(self.rate, 3),
             "failed_rate": round(self.failed_rate, 3),
             "complaints": complaints(self.picture),
+            "lanes": self.picture["lanes"],
+            "journal": self.picture["journal"],
             "routes": [each.as_json() for each in self.routes],
             "peers": [each.as_json() for each in self.peers],
             "slowest": list(self.slowest),
@@ -498,6 +569,7 @@ class Moment:
             f"{self.rate:,.1f} calls a second, {self.failed_rate:,.1f} failed; "
             f"{picture['active']:,} in progress, {picture['queued']:,} queued, "
             f"{picture['places']:,} places; {ready} of {picture['workers_wanted']} workers",
+            *_protection_lines(picture),
         ]
         # A third of what is left to each of the three; what the first two do not need is the last one's.
         third = max(2, (height - len(lines)) // 3 - 2) if height else None

@@ -511,7 +511,8 @@ class CallRecord:
         script: The script that Asterisk asked for.
         outcome: ``ok``, ``hangup``, ``error``, ``noroute``, ``timeout``, ``gone``, ``denied``,
             ``badrequest``, ``dbdown``, ``overload``, ``stopped``, ``notfound``, ``exit``, ``limit``,
-            ``upstream`` or ``failure``.
+            ``upstream``, ``failure``, ``deferred`` (it is in the journal, and will be done when its database
+            is back) or ``quarantined`` (requests like it have ended workers).
         hung_up: Whether the caller hung up during the call.
         commands: Number of AGI commands.
         total_s: From accept to the end.

@@ -66,7 +66,7 @@ class _Collector(Collector):
         up = self._status is not None and bool(self._status["running"])
         yield _gauge("fastagi_up", "Whether the master lives: 1 or 0.", (), [((), float(up))])
         if self._status is not None:
-            for chapter in (_pool, _reloads, _workers, _routes, _clocks, _durations, _peers, _databases):
+            for chapter in _CHAPTERS:
                 yield from chapter(self._status)
 
 
@@ -111,6 +111,15 @@ def _workers(status: Status) -> Iterator[Metric]:
     yield _gauge("fastagi_workers", text, ("state",), [((state,), n) for state, n in states.items()])
     text = "Workers that have broken their promise of a sign of life."
     yield _gauge("fastagi_workers_stuck", text, (), [((), sum(worker["stuck"] for worker in workers))])
+    for name, text, key in (
+        ("lost_calls", "Calls that had begun in workers that died.", "lost_calls"),
+        (
+            "quarantined_requests",
+            "Requests that were put into quarantine, because workers died of requests like them.",
+            "quarantined_requests",
+        ),
+    ):
+        yield _counter(f"fastagi_{name}", text, (), [((), status[key])])
     text = "Workers that were replaced or have ended, by reason."
     restarts = [((reason,), n) for reason, n in status["restarts"].items()]
     yield _counter("fastagi_worker_restarts", text, ("reason",), restarts)
@@ -178,6 +187,7 @@ def _databases(status: Status) -> Iterator[Metric]:
         ("waiting_calls", "Calls that wait for a connection.", "waiting"),
         ("up", "Whether the database can be reached: 1 or 0.", "up"),
         ("down_workers", "Workers that cannot reach the database.", "down_workers"),
+        ("down_seconds", "For how long the database cannot be reached.", "down_s"),
     ):
         yield _gauge(f"fastagi_database_{name}", text, ("database",), _each(databases, "name", key))
     for name, text, key in (
@@ -186,6 +196,50 @@ def _databases(status: Status) -> Iterator[Metric]:
         ("failures", "Statements and connections that failed.", "failures"),
     ):
         yield _counter(f"fastagi_database_{name}", text, ("database",), _each(databases, "name", key))
+
+
+def _lanes(status: Status) -> Iterator[Metric]:
+    lanes = status["lanes"]
+    for name, text, key in (
+        ("active_calls", "Calls of a lane that have a place.", "active"),
+        ("active_calls_limit", "Calls of a lane that may have a place at the same time.", "limit"),
+        ("queued_calls", "Calls of a lane that wait for a place.", "queued"),
+    ):
+        yield _gauge(f"fastagi_lane_{name}", text, ("lane",), _each(lanes, "name", key))
+    text = "Calls of a lane that found no room to wait for a place, or waited for too long."
+    yield _counter("fastagi_lane_refused_calls", text, ("lane",), _each(lanes, "name", "refused"))
+
+
+def _journal(status: Status) -> Iterator[Metric]:
+    journal = status["journal"]
+    databases = journal["databases"] if journal else ()
+    for name, text, key in (
+        ("waiting_calls", "Calls in the journal that will be done when their database is back.", "waiting"),
+        ("quarantined_calls", "Calls in the journal that wait for an operator.", "quarantined"),
+    ):
+        yield _gauge(f"fastagi_journal_{name}", text, ("database",), _each(databases, "name", key))
+    for name, text, key in (
+        ("oldest_seconds", "How long ago the call came that waits longest in the journal.", "oldest_age_s"),
+        ("used_bytes", "What the calls in the journal take on the disk.", "used_bytes"),
+        ("limit_bytes", "What they may take.", "limit_bytes"),
+    ):
+        samples = [((), float(journal[key] or 0))] if journal else []
+        yield _gauge(f"fastagi_journal_{name}", text, (), samples)
+
+
+#: In the order of the text.
+_CHAPTERS: Final[tuple[Callable[[Status], Iterator[Metric]], ...]] = (
+    _pool,
+    _reloads,
+    _workers,
+    _routes,
+    _clocks,
+    _durations,
+    _peers,
+    _lanes,
+    _databases,
+    _journal,
+)
 
 
 def _each(rows: Iterable[Status], label: str, key: str) -> list[tuple[Sequence[str], float]]:

@@ -6,8 +6,8 @@ Laws:
     * Nothing is asked of anybody: what is shown is what the worker knows anyway.
 
 How it works: how it fares stands in its slot of the scoreboard, calls in progress on its call board, counts
-of calls and databases in its tally, all in shared memory below the runtime folder; slow calls go to the slow
-log as well. What need not be told at once is told once a beat.
+of calls, databases and lanes in its tally, all in shared memory below the runtime folder; slow calls go to
+the slow log as well. What need not be told at once is told once a beat.
 """
 
 from __future__ import annotations
@@ -23,10 +23,11 @@ from fastagi_pool import callboard, tally
 from fastagi_pool.callboard import NO_ROW, CallBoard, CallRow
 from fastagi_pool.scoreboard import SlotWriter
 from fastagi_pool.slowlog import SlowCall, SlowLog
-from fastagi_pool.tally import DatabaseTally, Tally
+from fastagi_pool.tally import DatabaseTally, LaneTally, Tally
 
 if TYPE_CHECKING:
     from fastagi_pool.database import Database
+    from fastagi_pool.lanes import LaneFacts, LaneLimits
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 
@@ -101,19 +102,24 @@ class Showing:
         if self._tally is not None:
             self._tally.slow(call.route)
 
-    def publish(self, now_s: float, queued: int, lost_lines: int, databases: Iterable[Database]) -> None:
+    def publish(
+        self,
+        now_s: float,
+        lost_lines: int,
+        databases: Iterable[Database],
+        lanes: Iterable[tuple[LaneLimits, LaneFacts]],
+    ) -> None:
         """Show how the worker fares; once a beat.
 
         Args:
             now_s: Monotonic time.
-            queued: Calls that wait for a place.
             lost_lines: Log lines that could not be written.
             databases: The worker's.
+            lanes: The worker's, each as it is configured and as it fares.
         """
         self._slot.set_lag(max(0.0, now_s - self._due_s))
         self._due_s = now_s + self._beat_s
         self._slot.set_rss(int(os.pread(self._statm, 128, 0).split()[1]) * _PAGE_BYTES)
-        self._slot.set_queued(queued)
         self._slot.set_lost_lines(lost_lines)
         if self._tally is None:
             return
@@ -131,5 +137,8 @@ class Showing:
                     failures=facts.failures,
                     down_reason=facts.down_reason,
                     server=facts.server,
+                    down_s=facts.down_s,
                 )
             )
+        for limits, lane in lanes:
+            self._tally.lane(LaneTally(lane.name, limits.max_active, lane.active, lane.queued, lane.refused))

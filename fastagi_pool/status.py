@@ -3,8 +3,8 @@
 Laws:
     * It reads, never writes, decides nothing, and asks nobody: it works while every process hangs, and after
       the last has died.
-    * What a dead worker left is not taken for the present: what a file tells of calls and databases counts
-      only if its worker is the one in the scoreboard. Counters count for ever.
+    * What a dead worker left is not taken for the present: what a file tells of calls, databases and lanes
+      counts only if its worker is the one in the scoreboard. Counters count for ever.
     * A file that cannot be read is left out and named. Only the scoreboard must be readable.
 """
 
@@ -13,15 +13,25 @@ from __future__ import annotations
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from heapq import nsmallest
 from pathlib import Path
+from time import time
 from typing import Any
 
 from fastagi_pool import callboard, tally
 from fastagi_pool.callboard import CallFacts, count_calls, oldest_calls, read_calls
+from fastagi_pool.journal import BACKLOG_NAME, JournalFacts, read_backlog
 from fastagi_pool.scoreboard import Scoreboard, SlotFacts, Supervision, WorkerState
-from fastagi_pool.tally import BUCKETS_S, DatabaseTally, PeerTally, RouteTally, SlotTally, read_tally
+from fastagi_pool.tally import (
+    BUCKETS_S,
+    DatabaseTally,
+    LaneTally,
+    PeerTally,
+    RouteTally,
+    SlotTally,
+    read_tally,
+)
 from fastagi_pool.version import VERSION
 
 
@@ -30,7 +40,8 @@ class DatabaseStatus:
     """How the pool fares with one database.
 
     Attributes:
-        total: All workers' numbers together; the reason is that of one worker which takes it to be away.
+        total: All workers' numbers together; the reason is that of one worker which takes it to be away, and
+            the time that of the one for which it has been away longest.
         down_workers: How many workers take it to be away.
     """
 
@@ -50,8 +61,47 @@ class DatabaseStatus:
             "failures": self.total.failures,
             "up": self.down_workers == 0,
             "down_workers": self.down_workers,
+            "down_s": round(self.total.down_s, 3),
             "reason": self.total.down_reason,
             "server": self.total.server,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class JournalStatus:
+    """How full the journal is.
+
+    Attributes:
+        facts: As its workers see it.
+        oldest_age_s: How long ago the call came that waits longest; None if none waits.
+    """
+
+    facts: JournalFacts
+    oldest_age_s: float | None
+
+    @classmethod
+    def at(cls, facts: JournalFacts, wall_s: float) -> JournalStatus:
+        """Look at it at a moment, in seconds since the epoch."""
+        oldest_s = min((each.oldest_s for each in facts.databases if each.waiting), default=None)
+        # The clock may have been put back since.
+        return cls(facts, None if oldest_s is None else max(0.0, wall_s - oldest_s))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as plain values for ``json.dumps``; databases without room of their own as ``others``."""
+        return {
+            "waiting": self.facts.waiting,
+            "quarantined": self.facts.quarantined,
+            "oldest_age_s": None if self.oldest_age_s is None else round(self.oldest_age_s, 3),
+            "used_bytes": self.facts.used_bytes,
+            "limit_bytes": self.facts.limit_bytes,
+            "databases": [
+                {
+                    "name": each.database or tally.OTHERS,
+                    "waiting": each.waiting,
+                    "quarantined": each.quarantined,
+                }
+                for each in self.facts.databases
+            ],
         }
 
 
@@ -69,6 +119,8 @@ class PoolStatus:
         routes: What the calls of each route were like, in all workers so far.
         peers: What each Asterisk server sent.
         databases: How the pool fares with each database.
+        lanes: How each lane fares, all workers' numbers together.
+        journal: How full the journal is; None if there is none.
         active_by_route: Calls in progress; those that have found no route yet under the empty name.
         active_by_peer: Calls in progress.
         unreadable: What could not be read, one sentence each.
@@ -83,6 +135,8 @@ class PoolStatus:
     routes: tuple[RouteTally, ...]
     peers: tuple[PeerTally, ...]
     databases: tuple[DatabaseStatus, ...]
+    lanes: tuple[LaneTally, ...]
+    journal: JournalStatus | None
     active_by_route: Mapping[str, int]
     active_by_peer: Mapping[str, int]
     unreadable: tuple[str, ...]
@@ -129,6 +183,8 @@ class PoolStatus:
             },
             "upgrades": told.upgrades,
             "lost_lines": told.lost_lines + sum(facts.lost_lines for facts in self.workers),
+            "lost_calls": told.lost_calls,
+            "quarantined_requests": told.quarantined,
             "restarts": dict(told.restarts),
             "workers": [_worker_as_json(worker, now_s) for worker in self.workers],
             "routes": [_route_as_json(route, self.active_by_route) for route in self.routes],
@@ -142,6 +198,8 @@ class PoolStatus:
                 for peer in self.peers
             ],
             "databases": [database.as_json() for database in self.databases],
+            "lanes": [asdict(lane) for lane in self.lanes],
+            "journal": self.journal.as_json() if self.journal is not None else None,
             "unreadable": list(self.unreadable),
             "bucket_limits_s": list(BUCKETS_S),
         }
@@ -186,8 +244,13 @@ def _route_as_json(route: RouteTally, active: Mapping[str, int]) -> dict[str, An
     }
 
 
-def read_status(runtime_dir: Path, now_s: float) -> PoolStatus:
+def read_status(runtime_dir: Path, now_s: float, wall_s: float | None = None) -> PoolStatus:
     """Look at the pool that uses this runtime folder.
+
+    Args:
+        runtime_dir: The folder.
+        now_s: Monotonic time.
+        wall_s: The same moment in seconds since the epoch; None to look at the clock.
 
     Raises:
         OSError: There is no scoreboard, or it may not be read.
@@ -202,6 +265,7 @@ def read_status(runtime_dir: Path, now_s: float) -> PoolStatus:
     for (peer, route), calls in active.items():
         by_peer[peer] += calls
         by_route[route] += calls
+    present = {worker.slot: worker for worker in workers}
     return PoolStatus(
         master_pid=board.master_pid,
         running=_lives(board.master_pid),
@@ -211,7 +275,9 @@ def read_status(runtime_dir: Path, now_s: float) -> PoolStatus:
         supervision=board.supervision,
         routes=_merge_routes(tallies.values(), by_route),
         peers=_merge_peers(tallies.values(), by_peer),
-        databases=_merge_databases(tallies, {worker.slot: worker.pid for worker in workers}),
+        databases=_merge_databases(tallies, present),
+        lanes=_merge_lanes(tallies, present),
+        journal=_read_journal(runtime_dir / BACKLOG_NAME, time() if wall_s is None else wall_s, unreadable),
         active_by_route=by_route,
         active_by_peer=by_peer,
         unreadable=tuple(unreadable),
@@ -276,6 +342,16 @@ def _read_tallies(folder: Path, unreadable: list[str]) -> Iterator[tuple[int, Sl
             unreadable.append(str(error))
 
 
+def _read_journal(backlog: Path, wall_s: float, unreadable: list[str]) -> JournalStatus | None:
+    try:
+        if not backlog.exists():
+            return None
+        return JournalStatus.at(read_backlog(backlog), wall_s)
+    except (OSError, ValueError) as error:
+        unreadable.append(str(error))
+        return None
+
+
 def _merge_routes(tallies: Iterable[SlotTally], active: Mapping[str, int]) -> tuple[RouteTally, ...]:
     """Add up what was counted for each route. One that is just called for the first time has no numbers."""
     parts = defaultdict[str, list[RouteTally]](list)
@@ -295,14 +371,16 @@ def _merge_peers(tallies: Iterable[SlotTally], active: Mapping[str, int]) -> tup
     return tuple(PeerTally(name, calls[name], failed[name]) for name in {**calls, **active})
 
 
-def _merge_databases(tallies: Mapping[int, SlotTally], pids: Mapping[int, int]) -> tuple[DatabaseStatus, ...]:
+def _merge_databases(
+    tallies: Mapping[int, SlotTally], workers: Mapping[int, SlotFacts]
+) -> tuple[DatabaseStatus, ...]:
     """Add up counters of all workers, and what the present ones tell of the moment."""
     present = defaultdict[str, list[DatabaseTally]](list)
     counted = defaultdict[str, list[DatabaseTally]](list)
     for slot, found in tallies.items():
         for database in found.databases:
             counted[database.name].append(database)
-            if database.size and found.pid == pids.get(slot):
+            if database.size and slot in workers and found.pid == workers[slot].pid:
                 present[database.name].append(database)
     return tuple(_merge_database(name, told, counted[name]) for name, told in present.items())
 
@@ -320,8 +398,31 @@ def _merge_database(name: str, told: list[DatabaseTally], counted: list[Database
         failures=sum(database.failures for database in counted),
         down_reason=reasons[0] if reasons else "",
         server=told[0].server,
+        down_s=max(database.down_s for database in told),
     )
     return DatabaseStatus(total, len(reasons))
+
+
+def _merge_lanes(tallies: Mapping[int, SlotTally], workers: Mapping[int, SlotFacts]) -> tuple[LaneTally, ...]:
+    """Add up counters of all workers, gauges of the present ones, and limits of those that accept calls."""
+    present = defaultdict[str, list[LaneTally]](list)
+    limits, refused = Counter[str](), Counter[str]()
+    for slot, found in tallies.items():
+        for lane in found.lanes:
+            refused[lane.name] += lane.refused
+            if lane.limit and slot in workers and found.pid == workers[slot].pid:
+                present[lane.name].append(lane)
+                limits[lane.name] += lane.limit * (workers[slot].state is WorkerState.READY)
+    return tuple(
+        LaneTally(
+            name=name,
+            limit=limits[name],
+            active=sum(lane.active for lane in told),
+            queued=sum(lane.queued for lane in told),
+            refused=refused[name],
+        )
+        for name, told in present.items()
+    )
 
 
 def _lives(pid: int) -> bool:

@@ -6,9 +6,13 @@ Laws:
     * Counting fails no call. A name for which there is no room counts among the others.
     * It outlives its writers, and any process may read it at any time. It holds no caller's number.
 
-How it works: one file for each slot, a row of 1 KiB for each route, Asterisk and database: what it is, its
-name, its numbers. The first row says what the file is and who writes it. The file grows by blocks of 64 KiB.
-Every number is one aligned 64-bit word: counts are whole numbers, seconds are floating-point numbers.
+How it works: one file for each slot, a row of 1 KiB for each route, Asterisk, database and lane: what it is,
+its name, its numbers. The first row says what the file is and who writes it. The file grows by blocks of
+64 KiB. Every number is one aligned 64-bit word: counts are whole numbers, seconds are floating-point numbers.
+
+An upgrade goes on with the files of the program before it, whose last workers go on writing theirs. What is
+added stands where that program wrote zeros, or in rows of a kind that it passes over; whatever else is
+changed takes another version, and the counts begin anew.
 """
 
 from __future__ import annotations
@@ -52,21 +56,25 @@ OUTCOMES: Final = (
     "limit",
     "upstream",
     "failure",
+    "deferred",
+    "quarantined",
 )
-#: Outcomes that are no failure: it went well, or nobody is there any more.
-NO_FAILURES: Final = frozenset({"ok", "hangup", "gone"})
+#: Outcomes that are no failure: it went well, or will be done later, or nobody is there any more.
+NO_FAILURES: Final = frozenset({"ok", "deferred", "hangup", "gone"})
 #: Stands for all peers, or routes, for which a slot has no row, and for whoever may not call.
 OTHERS: Final = "others"
 MOST_PEERS: Final = 64
 MOST_ROUTES: Final = 4096
 _MOST_DATABASES: Final = 64
+#: So few that a file has the size that it had before there were lanes.
+_MOST_LANES: Final = 32
 
 _MAGIC: Final = 0x46_41_47_49_54_41_4C_4C  # "FAGITALL"
 _VERSION: Final = 1
 _BLOCK_BYTES: Final = 65536
 _ROW_BYTES: Final = 1024
 _ROW_WORDS: Final = _ROW_BYTES // 8
-_MOST_ROWS: Final = 1 + MOST_ROUTES + MOST_PEERS + _MOST_DATABASES
+_MOST_ROWS: Final = 1 + MOST_ROUTES + MOST_PEERS + _MOST_DATABASES + _MOST_LANES
 _SIZE_BYTES: Final = -(-_MOST_ROWS * _ROW_BYTES // _BLOCK_BYTES) * _BLOCK_BYTES
 
 _HEADER: Final = struct.Struct("@4Q")  # magic, version, the worker's process, rows in use
@@ -94,13 +102,17 @@ _SCRIPTS: Final = _DURATIONS + 19
 _PEER_NUMBERS: Final = struct.Struct("@2Q")
 _CALLS: Final = _FIRST_NUMBER
 _FAILED: Final = _FIRST_NUMBER + 1
-#: Size, connected, in use, waiting; statements, seconds, failures; why it is down, which server.
-_DATABASE_NUMBERS: Final = struct.Struct("@4QQdQ256s128s")
+#: Size, connected, in use, waiting; statements, seconds, failures; why it is down, which server, how long.
+_DATABASE_NUMBERS: Final = struct.Struct("@4QQdQ256s128sd")
 #: The gauges are the first of these words; the counters follow, seconds among them.
 _GAUGES: Final = 4
+_COUNTERS: Final = 3
 _STATEMENTS: Final = _FIRST_NUMBER + 4
 _SECONDS: Final = _FIRST_NUMBER + 5
 _FAILURES: Final = _FIRST_NUMBER + 6
+#: Limit, active, queued; refused.
+_LANE_NUMBERS: Final = struct.Struct("@4Q")
+_TURNED_AWAY: Final = _FIRST_NUMBER + 3
 
 _OUTCOME_WORDS: Final = {outcome: _FIRST_NUMBER + place for place, outcome in enumerate(OUTCOMES)}
 _ERROR_WORD: Final = _OUTCOME_WORDS["error"]
@@ -110,9 +122,15 @@ class _Kind(IntEnum):
     ROUTE = 1
     PEER = 2
     DATABASE = 3
+    LANE = 4
 
 
-_MOST: Final = {_Kind.ROUTE: MOST_ROUTES, _Kind.PEER: MOST_PEERS, _Kind.DATABASE: _MOST_DATABASES}
+_MOST: Final = {
+    _Kind.ROUTE: MOST_ROUTES,
+    _Kind.PEER: MOST_PEERS,
+    _Kind.DATABASE: _MOST_DATABASES,
+    _Kind.LANE: _MOST_LANES,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,6 +228,7 @@ class DatabaseTally:
         failures: Statements and attempts to connect that failed, for whatever reason; likewise.
         down_reason: Why it is taken to be away; empty if it is not.
         server: Which server and database, for people; without the password.
+        down_s: For how long it has been away; 0 if it is not.
     """
 
     name: str
@@ -222,6 +241,27 @@ class DatabaseTally:
     failures: int
     down_reason: str = ""
     server: str = ""
+    down_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class LaneTally:
+    """How one lane fares in one worker.
+
+    Attributes:
+        name: Its name in the configuration.
+        limit: Calls of the lane that the worker serves at the same time, at most; 0 if it has no such lane.
+        active: Calls that have a place.
+        queued: Calls that wait for one.
+        refused: Calls that found no room to wait, or waited for too long; since the start of the worker when
+            it tells, of the slot when it is read.
+    """
+
+    name: str
+    limit: int
+    active: int
+    queued: int
+    refused: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,12 +273,14 @@ class SlotTally:
         routes: One entry for each route.
         peers: One entry for each Asterisk server.
         databases: One entry for each database.
+        lanes: One entry for each lane.
     """
 
     pid: int = 0
     routes: tuple[RouteTally, ...] = ()
     peers: tuple[PeerTally, ...] = ()
     databases: tuple[DatabaseTally, ...] = ()
+    lanes: tuple[LaneTally, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +310,8 @@ class Tally:
             self._rows[kind, name.rstrip(b"\0")] = index * _ROW_WORDS
             self._counts[kind] += 1
         self._ledgers: dict[str, _Ledger] = {}
+        # The row of each lane, and what its counter stood at when this worker came.
+        self._lanes: dict[str, tuple[int, int]] = {}
         # These first: where there is no room for more, there they are counted.
         self._other_routes = self._row(_Kind.ROUTE, OTHERS)
         self._other_peers = self._row(_Kind.PEER, OTHERS)
@@ -356,7 +400,22 @@ class Tally:
             ledger.failures + facts.failures,
             facts.down_reason.encode("utf-8", "surrogatepass"),
             facts.server.encode("utf-8", "surrogatepass"),
+            facts.down_s,
         )
+
+    def lane(self, facts: LaneTally) -> None:
+        """Publish how one of the worker's lanes fares.
+
+        Args:
+            facts: The gauges as they are now; the counter since this worker's start.
+        """
+        if facts.name not in self._lanes:
+            row = self._row_or(_Kind.LANE, facts.name, 0)
+            self._lanes[facts.name] = row, self._words[row + _TURNED_AWAY]
+        row, before = self._lanes[facts.name]
+        if row:
+            numbers = (facts.limit, facts.active, facts.queued, before + facts.refused)
+            _LANE_NUMBERS.pack_into(self._memory, row * 8 + _AT_NUMBERS, *numbers)
 
     def _row_of_route(self, route: str) -> int:
         row = self._routes.get(route)
@@ -414,10 +473,13 @@ class Tally:
     def _forget_gauges(self) -> None:
         """Take back what the last worker of the slot said of the moment, and its databases' troubles."""
         for (kind, _), row in self._rows.items():
+            at_bytes = row * 8 + _AT_NUMBERS
             if kind == _Kind.DATABASE:
-                at_bytes = row * 8 + _AT_NUMBERS
-                counters = _DATABASE_NUMBERS.unpack_from(self._memory, at_bytes)[_GAUGES:-2]
-                _DATABASE_NUMBERS.pack_into(self._memory, at_bytes, *[0] * _GAUGES, *counters, b"", b"")
+                numbers = _DATABASE_NUMBERS.unpack_from(self._memory, at_bytes)
+                counters = numbers[_GAUGES : _GAUGES + _COUNTERS]
+                _DATABASE_NUMBERS.pack_into(self._memory, at_bytes, *[0] * _GAUGES, *counters, b"", b"", 0.0)
+            elif kind == _Kind.LANE:
+                _LANE_NUMBERS.pack_into(self._memory, at_bytes, 0, 0, 0, self._words[row + _TURNED_AWAY])
 
 
 def read_tally(path: Path) -> SlotTally:
@@ -439,7 +501,7 @@ def read_tally(path: Path) -> SlotTally:
                 f"{path} is not a tally of this version: use the fastagi-pool that the pool was started with"
             )
         data = os.pread(file.fileno(), rows * _ROW_BYTES, 0)
-    routes, peers, databases = [], [], []
+    routes, peers, databases, lanes = [], [], [], []
     for at_bytes in range(_ROW_BYTES, len(data), _ROW_BYTES):
         kind, raw = _SUBJECT.unpack_from(data, at_bytes)
         name, at_numbers = _text(raw), at_bytes + _AT_NUMBERS
@@ -449,11 +511,14 @@ def read_tally(path: Path) -> SlotTally:
             peers.append(PeerTally(name, *_PEER_NUMBERS.unpack_from(data, at_numbers)))
         elif kind == _Kind.DATABASE:
             databases.append(_read_database(name, data, at_numbers))
+        elif kind == _Kind.LANE:
+            lanes.append(LaneTally(name, *_LANE_NUMBERS.unpack_from(data, at_numbers)))
     return SlotTally(
         pid=memoryview(data).cast("Q")[_WORD_PID],
         routes=tuple(tally for tally in routes if tally.route != OTHERS or tally.calls),
         peers=tuple(tally for tally in peers if tally.peer != OTHERS or tally.calls),
         databases=tuple(databases),
+        lanes=tuple(lanes),
     )
 
 
@@ -479,7 +544,7 @@ def _read_route(name: str, data: bytes, at_bytes: int) -> RouteTally:
 
 def _read_database(name: str, data: bytes, at_bytes: int) -> DatabaseTally:
     numbers = _DATABASE_NUMBERS.unpack_from(data, at_bytes)
-    size, connected, in_use, waiting, statements, seconds, failures, reason, server = numbers
+    size, connected, in_use, waiting, statements, seconds, failures, reason, server, down_s = numbers
     return DatabaseTally(
         name=name,
         size=size,
@@ -491,6 +556,8 @@ def _read_database(name: str, data: bytes, at_bytes: int) -> DatabaseTally:
         failures=failures,
         down_reason=_text(reason),
         server=_text(server),
+        # A worker of an older program leaves it as it was.
+        down_s=down_s if _text(reason) else 0.0,
     )
 
 

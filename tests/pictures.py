@@ -163,6 +163,10 @@ def picture(**more: Any) -> dict[str, Any]:
         "routes": [],
         "peers": [],
         "databases": [],
+        "lanes": [],
+        "journal": None,
+        "lost_calls": 0,
+        "quarantined_requests": 0,
         "bucket_limits_s": list(BUCKETS_S),
         **more,
     }

@@ -160,6 +160,26 @@ CASES: Final[dict[str, tuple[list[dict[str, str]], str]]] = {
         [series('fastagi_database_up{database="calls"}', "1x5 0x20")],
         "Database calls is away for the FastAGI pool on pbx1.",
     ),
+    "FastagiCallsLost": (
+        [series("fastagi_lost_calls_total", "0x5 10x20")],
+        "10 calls on pbx1 were lost with workers that died.",
+    ),
+    "FastagiLaneRefuses": (
+        [series('fastagi_lane_refused_calls_total{lane="records"}', "0+2x20")],
+        "Lane records on pbx1 refused 10 calls.",
+    ),
+    "FastagiJournalGrows": (
+        [series('fastagi_journal_waiting_calls{database="calls"}', "0x2 5+10x20")],
+        "125 calls wait in the journal on pbx1 for database calls.",
+    ),
+    "FastagiJournalNearlyFull": (
+        [series("fastagi_journal_used_bytes", "850x20"), series("fastagi_journal_limit_bytes", "1000x20")],
+        "The journal on pbx1 is 85% full.",
+    ),
+    "FastagiJournalQuarantine": (
+        [series('fastagi_journal_quarantined_calls{database="calls"}', "0x5 2x20")],
+        "2 calls in the journal on pbx1 for database calls could not be done.",
+    ),
     "FastagiDatabaseConnectionsTaken": (
         [
             series('fastagi_database_connections{database="calls", state="in_use"}', "19x25"),
@@ -179,6 +199,8 @@ def test_an_alert_says_its_sentence(promtool: str, tmp_path: Path, alert: str) -
     labels = {"job": "fastagi", "instance": "pbx1", **found["labels"]}
     if "database" in sentence.lower():
         labels["database"] = "calls"
+    if sentence.startswith("Lane "):
+        labels["lane"] = "records"
     annotations = {**found["annotations"], "summary": sentence}
     fires = {
         "eval_time": "15m",
@@ -187,6 +209,13 @@ def test_an_alert_says_its_sentence(promtool: str, tmp_path: Path, alert: str) -
     }
     quiet = [
         series("fastagi_up", "1x20"),
+        series("fastagi_lost_calls_total", "7x20"),
+        series('fastagi_lane_refused_calls_total{lane="records"}', "7x20"),
+        # The calls of a short outage, which are done within minutes.
+        series('fastagi_journal_waiting_calls{database="calls"}', "0x10 9x3 0x7"),
+        series('fastagi_journal_quarantined_calls{database="calls"}', "0x20"),
+        series("fastagi_journal_used_bytes", "500x20"),
+        series("fastagi_journal_limit_bytes", "1000x20"),
         series('fastagi_calls_total{route="pin", outcome="ok"}', "0+100x20"),
     ]
     still = {"eval_time": "15m", "alertname": alert, "exp_alerts": []}
@@ -252,5 +281,7 @@ def test_the_dashboard_is_for_grafana_10() -> None:
         "Clocks",
         "Workers",
         "Databases",
+        "Lanes and lost calls",
+        "Journal",
         "Listen queue and Asterisk servers",
     ]

@@ -83,8 +83,27 @@ def database(name: str, **fields: Any) -> dict[str, Any]:
         "failures": 0,
         "up": True,
         "down_workers": 0,
+        "down_s": 0.0,
         "reason": "",
         "server": "db1:3306",
+        **fields,
+    }
+
+
+def lane(name: str, **fields: Any) -> dict[str, Any]:
+    """Make a lane's part of a picture."""
+    return {"name": name, "limit": 100, "active": 4, "queued": 0, "refused": 0, **fields}
+
+
+def journal(**fields: Any) -> dict[str, Any]:
+    """Make the part of a picture that tells of a journal with nothing in it."""
+    return {
+        "waiting": 0,
+        "quarantined": 0,
+        "oldest_age_s": None,
+        "used_bytes": 40_960,
+        "limit_bytes": 1_000_000,
+        "databases": [{"name": "calls", "waiting": 0, "quarantined": 0}],
         **fields,
     }
 
@@ -109,6 +128,10 @@ def picture(**fields: Any) -> dict[str, Any]:
         "routes": [route("sales"), route("")],
         "peers": [{"peer": "10.0.0.1", "active": 4, "calls": 200, "failed": 6}],
         "databases": [database("calls")],
+        "lanes": [lane("default")],
+        "journal": None,
+        "lost_calls": 0,
+        "quarantined_requests": 0,
         "lost_lines": 0,
         "unreadable": [],
         **fields,
@@ -227,6 +250,12 @@ def test_a_healthy_pool_has_no_complaint() -> None:
             {"databases": [database("calls", up=False, down_workers=2, reason="refused\x1b[m")]},
             "database calls is away for 2 workers: refused\\x1b[m",
         ),
+        (
+            {"databases": [database("calls", up=False, down_workers=1, down_s=45.0, reason="refused")]},
+            "database calls is away for 1 worker, for 45.0 s now: refused",
+        ),
+        ({"journal": journal(quarantined=2)}, "the journal has 2 calls in quarantine, not to be done until"),
+        ({"journal": journal(used_bytes=800_000)}, "the journal is 80% full; beyond that, calls fail"),
         ({"queued": 40}, "40 calls of 44 wait for a place (200 places)"),
         ({"listen": {"queue": 512, "limit": 1024, "most": 900}}, "the listening queue holds 512 of 1024"),
         (
@@ -288,6 +317,50 @@ def test_what_is_wrong_stands_first() -> None:
 def test_reloads(reload: dict[str, Any], written: str) -> None:
     """It is told whether a reload ever happened, and whether one is under way."""
     assert f"reloads   {written}" in status_lines(picture(reload=reload))
+
+
+@pytest.mark.parametrize(
+    ("fields", "line"),
+    [
+        (
+            {"lanes": [lane("records", limit=50, queued=12, refused=1234), lane("default")]},
+            "lanes     records 4 of 50, 12 queued, 1,234 refused; default 4 of 100",
+        ),
+        (
+            {
+                "journal": journal(
+                    waiting=1234,
+                    quarantined=2,
+                    oldest_age_s=45.0,
+                    used_bytes=30_000,
+                    databases=[{"name": "vicidial", "waiting": 1234, "quarantined": 2}],
+                )
+            },
+            "journal   1,234 calls wait for vicidial, the oldest for 45.0 s; 2 in quarantine; 3% full",
+        ),
+        ({"journal": journal(quarantined=2)}, "journal   2 in quarantine; 4% full"),
+        (
+            {"lost_calls": 12, "quarantined_requests": 1},
+            "crashes   12 calls lost with workers that died; 1 request put into quarantine",
+        ),
+    ],
+    ids=("lanes", "journal", "quarantine", "crashes"),
+)
+def test_what_protects_calls_is_told_of(fields: dict[str, Any], line: str) -> None:
+    """A line each for lanes, the journal and crashes, in ``status`` and in ``top``."""
+    found = picture(**fields)
+    assert line in status_lines(found)
+    assert line in Moment.between(found, found, 1.0, []).lines()
+
+
+def test_an_empty_journal_is_not_worth_a_line() -> None:
+    """A journal without calls, and a pool with one lane, are what everybody has."""
+    assert status_lines(picture(journal=journal())) == status_lines(picture())
+
+
+def test_a_journal_without_a_limit_is_not_full() -> None:
+    """A journal of which no pool has said yet what it may take is told of without a fault."""
+    assert complaints(picture(journal=journal(limit_bytes=0, waiting=1, oldest_age_s=1.0))) == []
 
 
 def test_a_pool_that_has_done_nothing() -> None:

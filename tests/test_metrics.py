@@ -46,11 +46,23 @@ CONTRACT = {
     "fastagi_peer_calls_total": ("peer",),
     "fastagi_peer_failures_total": ("peer",),
     "fastagi_peer_active_calls": ("peer",),
+    "fastagi_lost_calls_total": (),
+    "fastagi_quarantined_requests_total": (),
+    "fastagi_lane_active_calls": ("lane",),
+    "fastagi_lane_active_calls_limit": ("lane",),
+    "fastagi_lane_queued_calls": ("lane",),
+    "fastagi_lane_refused_calls_total": ("lane",),
+    "fastagi_journal_waiting_calls": ("database",),
+    "fastagi_journal_quarantined_calls": ("database",),
+    "fastagi_journal_oldest_seconds": (),
+    "fastagi_journal_used_bytes": (),
+    "fastagi_journal_limit_bytes": (),
     "fastagi_database_connections": ("database", "state"),
     "fastagi_database_connections_limit": ("database",),
     "fastagi_database_waiting_calls": ("database",),
     "fastagi_database_up": ("database",),
     "fastagi_database_down_workers": ("database",),
+    "fastagi_database_down_seconds": ("database",),
     "fastagi_database_statements_total": ("database",),
     "fastagi_database_seconds_total": ("database",),
     "fastagi_database_failures_total": ("database",),
@@ -71,8 +83,19 @@ DATABASE = {
     "failures": 3,
     "up": False,
     "down_workers": 2,
+    "down_s": 45.0,
     "reason": "connection refused",
     "server": "db.example.net",
+}
+
+
+JOURNAL = {
+    "waiting": 5,
+    "quarantined": 2,
+    "oldest_age_s": 44.5,
+    "used_bytes": 4096,
+    "limit_bytes": 1_000_000,
+    "databases": [{"name": "main", "waiting": 5, "quarantined": 2}],
 }
 
 
@@ -101,6 +124,10 @@ def full_picture() -> dict[str, Any]:
         workers=[worker_picture(), worker_picture(3, state="draining", stuck=True, lag_s=0.25)],
         peers=[{"peer": "192.0.2.7", "active": 2, "calls": 6, "failed": 1}],
         databases=[DATABASE],
+        lanes=[{"name": "records", "limit": 50, "active": 12, "queued": 3, "refused": 9}],
+        journal=JOURNAL,
+        lost_calls=11,
+        quarantined_requests=1,
         lost_lines=7,
     )
 
@@ -151,6 +178,18 @@ def test_names_and_labels_are_an_interface() -> None:
         ("fastagi_database_connections", {"database": "main", "state": "idle"}, 4),
         ("fastagi_database_connections_limit", {"database": "main"}, 8),
         ("fastagi_database_up", {"database": "main"}, 0),
+        ("fastagi_database_down_seconds", {"database": "main"}, 45.0),
+        ("fastagi_lane_active_calls", {"lane": "records"}, 12),
+        ("fastagi_lane_active_calls_limit", {"lane": "records"}, 50),
+        ("fastagi_lane_queued_calls", {"lane": "records"}, 3),
+        ("fastagi_lane_refused_calls_total", {"lane": "records"}, 9),
+        ("fastagi_journal_waiting_calls", {"database": "main"}, 5),
+        ("fastagi_journal_quarantined_calls", {"database": "main"}, 2),
+        ("fastagi_journal_oldest_seconds", {}, 44.5),
+        ("fastagi_journal_used_bytes", {}, 4096),
+        ("fastagi_journal_limit_bytes", {}, 1_000_000),
+        ("fastagi_lost_calls_total", {}, 11),
+        ("fastagi_quarantined_requests_total", {}, 1),
         ("fastagi_config_last_reload_successful", {}, 1),
     ],
 )
@@ -165,6 +204,13 @@ def test_a_refused_reload() -> None:
     assert value(refused, "fastagi_config_last_reload_successful") == 0
     assert value(refused, "fastagi_reloads_total") == 4
     assert value(refused, "fastagi_reloads_refused_total") == 2
+
+
+def test_an_empty_journal_has_no_age() -> None:
+    """An alert on the oldest call is silent while none waits; without a journal nothing is told of one."""
+    empty = JOURNAL | {"waiting": 0, "oldest_age_s": None}
+    assert value(picture(journal=empty), "fastagi_journal_oldest_seconds") == 0
+    assert not [name for name, _ in samples(picture()) if name.startswith("fastagi_journal")]
 
 
 @pytest.mark.parametrize("status", [None, picture(running=False)])

@@ -12,14 +12,17 @@ import pytest
 
 from fastagi_pool.callboard import NO_ROW, read_calls
 from fastagi_pool.database import Database, DatabaseSettings
+from fastagi_pool.errors import DatabaseUnavailable
+from fastagi_pool.lanes import LaneFacts, LaneLimits
 from fastagi_pool.logs import CallRecord, LogFile
 from fastagi_pool.scoreboard import Scoreboard, SlotFacts, SlotWriter
 from fastagi_pool.showing import Showing
 from fastagi_pool.slowlog import SlowCall, SlowLog
-from fastagi_pool.tally import read_tally
+from fastagi_pool.tally import LaneTally, read_tally
 
 LOG = logging.getLogger(__name__)
 BEAT_S = 1.0
+LANES = [(LaneLimits("records", 50, 100, 5.0), LaneFacts("records", 12, 3, 9))]
 SLOW = SlowCall("r-1", "greeting", "hello", "10.0.0.7", "1.1", "100", "in script", 1.0, 0.0, 0.0, 6.0, 0.0)
 RECORD = CallRecord(
     ref="r-1",
@@ -112,26 +115,47 @@ def test_calls_are_counted(window: Window) -> None:
 @pytest.mark.parametrize(("late_s", "seen_s"), [(0.0, 0.0), (0.25, 0.25), (-0.5, 0.0)])
 def test_how_late_the_beat_was_is_shown(window: Window, late_s: float, seen_s: float) -> None:
     """A beat that comes later than announced tells how long every call had to wait for its turn."""
-    window.showing.publish(100.0, 5, 0, [])
+    window.showing.publish(100.0, 0, [], [])
     assert window.seen.lag_s == 0.0
-    window.showing.publish(100.0 + BEAT_S + late_s, 5, 0, [])
+    window.showing.publish(100.0 + BEAT_S + late_s, 0, [], [])
     assert window.seen.lag_s == pytest.approx(seen_s, abs=0.002)
 
 
-def test_places_queue_and_memory_are_shown(window: Window) -> None:
-    """Others see how many calls find a place, how many wait, and how large the worker is."""
-    window.showing.publish(100.0, 5, 0, [])
-    assert (window.seen.places, window.seen.queued) == (2, 5)
+def test_places_and_memory_are_shown(window: Window) -> None:
+    """Others see how many calls find a place, and how large the worker is."""
+    window.showing.publish(100.0, 0, [], [])
+    assert window.seen.places == 2
     assert window.seen.rss_bytes > 1_000_000
 
 
 def test_databases_are_shown(window: Window, database: Database) -> None:
     """Others see how a database fares in the worker."""
     with database.lease().connect():
-        window.showing.publish(100.0, 0, 0, [database])
+        window.showing.publish(100.0, 0, [database], LANES)
     [facts] = read_tally(window.folder / "tallies" / "3").databases
     assert (facts.name, facts.size, facts.connected, facts.in_use) == ("main", 4, 1, 1)
     assert (facts.down_reason, facts.server) == ("", "memory")
+
+
+def test_lanes_are_shown(window: Window) -> None:
+    """Others see how each lane fares in the worker, beside what it may have."""
+    window.showing.publish(100.0, 0, [], LANES)
+    assert read_tally(window.folder / "tallies" / "3").lanes == (LaneTally("records", 50, 12, 3, 9),)
+
+
+def test_a_database_that_is_away_is_shown(window: Window, tmp_path: Path) -> None:
+    """Others see why a database cannot be reached, and for how long."""
+    now_s = 100.0
+    settings = DatabaseSettings("main", (f"sqlite:///{tmp_path}/missing/file",))
+    away = Database(settings, lambda: now_s)
+    with pytest.raises(DatabaseUnavailable), away.lease().connect():
+        pass
+    now_s = 145.5
+    window.showing.publish(100.0, 0, [away], [])
+    away.close()
+    [facts] = read_tally(window.folder / "tallies" / "3").databases
+    assert facts.down_reason
+    assert facts.down_s == 45.5
 
 
 def test_a_worker_that_can_show_nothing_serves_all_the_same(
@@ -145,7 +169,7 @@ def test_a_worker_that_can_show_nothing_serves_all_the_same(
     assert showing.new_row() is NO_ROW
     assert showing.records == ()
     showing.on_slow(SLOW)
-    showing.publish(100.0, 0, 0, [database])
+    showing.publish(100.0, 0, [database], LANES)
     messages = [record.getMessage() for record in caplog.records]
     assert len(messages) == 2
     assert messages[0].startswith("calls in progress are not shown: ")

@@ -11,10 +11,11 @@ import pytest
 from children import in_child
 
 from fastagi_pool.callboard import CallBoard, CallRow
+from fastagi_pool.journal import BACKLOG_NAME, Journal, NewEntry
 from fastagi_pool.logs import CallRecord
 from fastagi_pool.scoreboard import RESTART_REASONS, Scoreboard, SlotWriter, Supervision, WorkerState
 from fastagi_pool.status import read_pool_calls, read_status
-from fastagi_pool.tally import BUCKETS_S, OUTCOMES, DatabaseTally, Tally
+from fastagi_pool.tally import BUCKETS_S, OUTCOMES, DatabaseTally, LaneTally, Tally
 from fastagi_pool.version import VERSION
 
 CALL = CallRecord(
@@ -116,7 +117,7 @@ def test_as_json(tmp_path: Path) -> None:
         "stopping": False,
         "generation": 2,
         "uptime_s": 60.0,
-        "active": 5,
+        "active": 4,
         "queued": 1,
         "places": 100,
         "workers_wanted": 0,
@@ -124,10 +125,14 @@ def test_as_json(tmp_path: Path) -> None:
         "reload": {"asked": 0, "refused": 0, "loading": False, "last_s": None, "error": ""},
         "upgrades": 0,
         "lost_lines": 0,
+        "lost_calls": 0,
+        "quarantined_requests": 0,
         "restarts": dict.fromkeys(RESTART_REASONS, 0),
         "routes": [],
         "peers": [],
         "databases": [],
+        "lanes": [],
+        "journal": None,
         "unreadable": [],
         "bucket_limits_s": list(BUCKETS_S),
     }
@@ -168,6 +173,8 @@ def test_what_the_master_tells(tmp_path: Path) -> None:
         lost_lines=7,
         restarts={"died": 6},
         error="line 3: no such key",
+        lost_calls=12,
+        quarantined=1,
     )
     board_of(tmp_path, os.getpid()).supervise(told)
     content = read_status(tmp_path, 1060.0).as_json(1060.0)
@@ -180,8 +187,8 @@ def test_what_the_master_tells(tmp_path: Path) -> None:
         "error": "line 3: no such key",
     }
     assert content["restarts"] == {**dict.fromkeys(RESTART_REASONS, 0), "died": 6}
-    others = {name: content[name] for name in ("workers_wanted", "upgrades", "stopping", "lost_lines")}
-    assert others == {"workers_wanted": 4, "upgrades": 2, "stopping": True, "lost_lines": 7}
+    assert (content["workers_wanted"], content["upgrades"], content["stopping"]) == (4, 2, True)
+    assert (content["lost_lines"], content["lost_calls"], content["quarantined_requests"]) == (7, 12, 1)
 
 
 def test_a_route_adds_up_over_all_workers(tmp_path: Path) -> None:
@@ -231,8 +238,8 @@ def test_a_route_is_there_from_its_first_call_on(tmp_path: Path) -> None:
 def test_a_database_adds_up_over_all_workers(tmp_path: Path) -> None:
     """Gauges are those of the present workers, counters those of all; one who cannot reach it is enough."""
     board_of(tmp_path, os.getpid())
-    for slot, reason in ((0, ""), (1, "it does not answer"), (7, "long ago")):
-        told = DatabaseTally("calls", 5, 3, 2, 1, 10, 1.5, 2, reason, "mysql://db/asterisk")
+    for slot, reason, down_s in ((0, "", 0.0), (1, "it does not answer", 45.0), (7, "long ago", 99.0)):
+        told = DatabaseTally("calls", 5, 3, 2, 1, 10, 1.5, 2, reason, "mysql://db/asterisk", down_s)
         tally_of(tmp_path, slot).database(told)
     [database] = read_status(tmp_path, 1060.0).as_json(1060.0)["databases"]
     assert database == {
@@ -246,6 +253,7 @@ def test_a_database_adds_up_over_all_workers(tmp_path: Path) -> None:
         "failures": 6,
         "up": False,
         "down_workers": 1,
+        "down_s": 45.0,
         "reason": "it does not answer",
         "server": "mysql://db/asterisk",
     }
@@ -258,6 +266,58 @@ def test_a_database_of_the_past_is_not_shown(tmp_path: Path) -> None:
     tally_of(tmp_path, 0).database(DATABASE)
     tally_of(tmp_path, 0)
     assert read_status(tmp_path, 1060.0).databases == ()
+
+
+def test_a_lane_adds_up_over_all_workers(tmp_path: Path) -> None:
+    """Calls are those of the present workers, refused ones of all, and the limit of those that accept."""
+    board_of(tmp_path, os.getpid())
+    for slot in (0, 1, 7):
+        tally_of(tmp_path, slot).lane(LaneTally("records", 50, 12, 3, 5))
+    tally_of(tmp_path, 7).lane(LaneTally("gone", 50, 0, 0, 1))
+    content = read_status(tmp_path, 1060.0).as_json(1060.0)
+    assert content["lanes"] == [{"name": "records", "limit": 50, "active": 24, "queued": 6, "refused": 15}]
+
+
+def journal_of(folder: Path) -> Journal:
+    """Put a journal beside the pool: two calls wait for a database, one for another, one in quarantine."""
+    journal = Journal.open(folder / "journal.db", 1 << 30, folder / BACKLOG_NAME)
+    times_s = (5000.0, 4955.5, 4900.0)
+    numbers = journal.append([NewEntry("calls", "hangup", f"r-{each}", (), each, each) for each in times_s])
+    journal.append([NewEntry("crm", "hangup", "r-4", (), 4990.0, 4990.0)])
+    journal.settle(failed=[(numbers[-1], "no such column")])
+    return journal
+
+
+def test_the_journal_is_told_of(tmp_path: Path) -> None:
+    """How many calls wait, for how long the oldest of them does, and how full it is, as workers see it."""
+    board_of(tmp_path, os.getpid())
+    journal = journal_of(tmp_path)
+    told = read_status(tmp_path, 1060.0, 5000.0).as_json(1060.0)["journal"]
+    facts = journal.facts()
+    assert told == {
+        "waiting": 3,
+        "quarantined": 1,
+        "oldest_age_s": 44.5,
+        "used_bytes": facts.used_bytes,
+        "limit_bytes": 1 << 30,
+        "databases": [
+            {"name": "calls", "waiting": 2, "quarantined": 1},
+            {"name": "crm", "waiting": 1, "quarantined": 0},
+        ],
+    }
+    journal.drop([1, 2, 4])
+    assert read_status(tmp_path, 1060.0, 5000.0).as_json(1060.0)["journal"]["oldest_age_s"] is None
+
+
+def test_a_journal_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    """A damaged backlog hides nothing but itself."""
+    board_of(tmp_path, os.getpid())
+    (tmp_path / BACKLOG_NAME).write_bytes(b"garbage")
+    status = read_status(tmp_path, 1060.0)
+    assert (status.journal, status.unreadable) == (
+        None,
+        (f"{tmp_path / BACKLOG_NAME} is no backlog of a journal",),
+    )
 
 
 def test_a_dead_workers_calls_are_not_in_progress(tmp_path: Path) -> None:

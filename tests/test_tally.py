@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import struct
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from fastagi_pool.tally import (
     OTHERS,
     OUTCOMES,
     DatabaseTally,
+    LaneTally,
     PeerTally,
     RouteTally,
     SlotTally,
@@ -53,7 +55,12 @@ DATABASE = DatabaseTally(
     failures=2,
     down_reason="it does not answer",
     server="mysql://db/asterisk",
+    down_s=45.5,
 )
+LANE = LaneTally("records", limit=50, active=12, queued=3, refused=7)
+#: A database's numbers before it was told for how long it is away.
+_OLD_DATABASE = struct.Struct("@4QQdQ256s128s")
+_AT_NUMBERS = 408
 
 
 @pytest.fixture
@@ -111,10 +118,10 @@ def test_every_number_comes_back(tally: Tally, path: Path) -> None:
 
 @pytest.mark.parametrize("outcome", OUTCOMES)
 def test_outcomes_and_failures(tally: Tally, path: Path, outcome: str) -> None:
-    """Each outcome is counted under its own name; all but three are failures."""
+    """Each outcome is counted under its own name; all but four are failures."""
     tally.write(replace(CALL, outcome=outcome), 1.0)
     counted = route(path)
-    failed = int(outcome not in ("ok", "hangup", "gone"))
+    failed = int(outcome not in ("ok", "deferred", "hangup", "gone"))
     assert (counted.outcomes[outcome], counted.calls, counted.failed) == (1, 1, failed)
     peer = OTHERS if outcome == "denied" else "10.0.0.1"
     assert read_tally(path).peers == (PeerTally(peer, 1, failed),)
@@ -183,11 +190,64 @@ def test_the_next_worker_takes_the_gauges_back_and_adds_to_the_counters(tally: T
     """A new worker has no connections and knows of no trouble, but statements grow on from the last one's."""
     tally.database(DATABASE)
     again = Tally.open(path, 43, [])
-    forgotten = replace(DATABASE, size=0, connected=0, in_use=0, waiting=0, down_reason="", server="")
+    forgotten = replace(
+        DATABASE, size=0, connected=0, in_use=0, waiting=0, down_reason="", server="", down_s=0.0
+    )
     assert read_tally(path).databases == (forgotten,)
     for statements in (1, 4):
         again.database(replace(DATABASE, statements=statements, seconds=0.5, failures=0))
     assert read_tally(path).databases == (replace(DATABASE, statements=14, seconds=2.0),)
+
+
+def test_a_lane_comes_back(tally: Tally, path: Path) -> None:
+    """What is told of a lane is what another process reads; telling again replaces it."""
+    tally.lane(replace(LANE, active=1, refused=6))
+    tally.lane(LANE)
+    assert read_tally(path).lanes == (LANE,)
+
+
+def test_the_next_worker_refuses_on(tally: Tally, path: Path) -> None:
+    """A new worker has no lane before it says so, and what its lanes refuse adds to the last one's."""
+    tally.lane(LANE)
+    again = Tally.open(path, 43, [])
+    assert read_tally(path).lanes == (LaneTally("records", 0, 0, 0, 7),)
+    for refused in (1, 4):
+        again.lane(replace(LANE, refused=refused))
+    assert read_tally(path).lanes == (replace(LANE, refused=11),)
+
+
+def test_lanes_beyond_the_most_are_not_shown(tally: Tally, path: Path) -> None:
+    """More lanes than there are rows for make no worker fail."""
+    for number in range(40):
+        tally.lane(replace(LANE, name=f"lane {number}"))
+    assert [lane.name for lane in read_tally(path).lanes] == [f"lane {number}" for number in range(32)]
+
+
+def test_a_file_of_the_program_before_is_gone_on_with(tally: Tally, path: Path) -> None:
+    """After an upgrade a worker counts on where one that knew no lanes and no time of an outage ended."""
+    tally.write(CALL, 1.0)
+    tally.database(DATABASE)
+    content = bytearray(path.read_bytes())
+    database_row = content.index(b"calls\0") // 1024
+    old = _OLD_DATABASE.pack(5, 3, 2, 1, 10, 1.5, 2, b"it does not answer", b"mysql://db/asterisk")
+    numbers = old + bytes(1024 - _AT_NUMBERS - len(old))
+    content[database_row * 1024 + _AT_NUMBERS : (database_row + 1) * 1024] = numbers
+    other = path.with_name("other")
+    other.write_bytes(content)
+    other.rename(path)
+    assert read_tally(path).databases == (replace(DATABASE, down_s=0.0),)
+    again = Tally.open(path, 43, [])
+    again.write(replace(CALL, outcome="deferred"), 1.0)
+    again.database(DATABASE)
+    again.lane(LANE)
+    assert (route(path).calls, route(path).outcomes["deferred"]) == (2, 1)
+    assert read_tally(path).databases == (replace(DATABASE, statements=20, seconds=3.0, failures=4),)
+
+
+def test_what_an_older_program_leaves_of_an_outage_is_not_shown(tally: Tally, path: Path) -> None:
+    """A worker of a program that knows no time of an outage ends it by taking its reason back."""
+    tally.database(replace(DATABASE, down_reason=""))
+    assert read_tally(path).databases[0].down_s == 0.0
 
 
 def test_texts_of_a_database_are_cut(tally: Tally, path: Path) -> None:

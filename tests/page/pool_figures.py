@@ -77,8 +77,28 @@ def database(name: str, **changes: Any) -> dict[str, Any]:
         "failures": 0,
         "up": True,
         "down_workers": 0,
+        "down_s": 0.0,
         "reason": "",
         "server": "10.0.0.5:3306",
+    }
+    return figures | changes
+
+
+def lane(name: str, **changes: Any) -> dict[str, Any]:
+    """A lane's figures: one with room."""
+    figures: dict[str, Any] = {"name": name, "limit": 200, "active": 12, "queued": 0, "refused": 0}
+    return figures | changes
+
+
+def journal(**changes: Any) -> dict[str, Any]:
+    """A journal's figures: there is nothing in it."""
+    figures: dict[str, Any] = {
+        "waiting": 0,
+        "quarantined": 0,
+        "oldest_age_s": None,
+        "used_bytes": 40_960,
+        "limit_bytes": 1_073_741_824,
+        "databases": [{"name": "calls", "waiting": 0, "quarantined": 0}],
     }
     return figures | changes
 
@@ -128,6 +148,8 @@ def quiet_status() -> dict[str, Any]:
         routes=[route("pin"), route("lookup", asterisk_s=4.0, total_s=44.0)],
         peers=[{"peer": "10.0.0.11", "active": 24, "calls": 4_000, "failed": 40}],
         databases=[database("calls")],
+        lanes=[lane("records"), lane("default")],
+        journal=journal(),
     )
 
 

@@ -18,6 +18,8 @@ from .pool_figures import (
     FiguresServer,
     call,
     database,
+    journal,
+    lane,
     outcomes,
     quiet_status,
     route,
@@ -256,6 +258,60 @@ def test_what_happened_just_now_is_told(page: Page, figures: FiguresServer) -> N
     figures.pass_second()
     expect_text(page.locator("#troubles"), "7 calls were turned away in the last minute.")
     expect_text(page.locator("#troubles"), "2 workers died in the last minute.", "5 since the start.")
+
+
+def test_losses_and_refusals_are_told_for_a_minute(page: Page, figures: FiguresServer) -> None:
+    """Calls that died with a worker, requests that are refused for it, and lanes that refuse are trouble."""
+    figures.status |= {"lost_calls": 100, "quarantined_requests": 3}
+    figures.status["lanes"] = [lane("records", refused=40), lane("default", refused=5)]
+    open_page(page, figures.url)
+    expect_text(page.locator("#state"), "serving")
+    figures.status |= {"lost_calls": 112, "quarantined_requests": 4}
+    figures.status["lanes"] = [lane("records", refused=52, queued=9), lane("default", refused=5)]
+    figures.pass_second()
+    troubles = page.locator("#troubles")
+    expect_text(troubles, "12 calls were lost with workers that died in the last minute.")
+    expect_text(troubles, "1 request was put into quarantine in the last minute.", "4 since the start.")
+    expect_text(troubles, "Lane records has refused 12 calls in the last minute.", "9 wait.")
+    assert "Lane default" not in troubles.inner_text()
+    expect_text(row(page, "lanes", "records"), "12 of 200", "52")
+
+
+def test_calls_that_wait_for_a_database_are_told(page: Page, figures: FiguresServer) -> None:
+    """An outage, what waits for its end, what waits for an operator, and how long the journal will last."""
+    figures.status["databases"] = [database("calls", up=False, down_workers=4, down_s=75.0, reason="refused")]
+    figures.status["journal"] = journal(
+        waiting=1_234,
+        quarantined=2,
+        oldest_age_s=45.0,
+        used_bytes=850,
+        limit_bytes=1_000,
+        databases=[{"name": "calls", "waiting": 1_234, "quarantined": 2}],
+    )
+    open_page(page, figures.url)
+    troubles = page.locator("#troubles")
+    expect_text(troubles, "Database calls is away: refused For 1 min 15 s now.")
+    expect_text(troubles, "1,234 calls wait in the journal for calls.", "The oldest for 45 s")
+    expect_text(troubles, "2 calls of the journal in quarantine.", "The journal is 85 % full.")
+    expect_text(row(page, "journal", "calls"), "1,234", "2")
+    expect_text(page.locator("#journal-note"), "oldest 45 s · 85 % full")
+
+
+def test_a_journal_that_is_worked_off_is_no_trouble(page: Page, figures: FiguresServer) -> None:
+    """When the database is back, calls that wait are told of, and the pool counts as well."""
+    waiting = [{"name": "calls", "waiting": 9, "quarantined": 0}]
+    figures.status["journal"] = journal(waiting=9, oldest_age_s=45.0, databases=waiting)
+    open_page(page, figures.url)
+    expect_text(page.locator("#troubles"), "9 calls wait in the journal for calls.", "they are being done.")
+    expect_text(page.locator("#state"), "serving")
+
+
+def test_a_pool_without_lanes_and_journal_shows_none(page: Page, figures: FiguresServer) -> None:
+    """Who has configured neither does not read of them."""
+    figures.status |= {"lanes": [lane("default")], "journal": None}
+    open_page(page, figures.url)
+    assert not page.locator("#lanes-section").is_visible()
+    assert not page.locator("#journal-section").is_visible()
 
 
 def test_a_server_that_is_gone_is_told(page: Page, figures: FiguresServer) -> None:
