@@ -5,6 +5,8 @@ Laws:
       doing it; doing it is one short function for each kind of step.
     * What was there before is not ours to remove: what was made is written down, and only that is undone.
     * A file that somebody has changed is his: it is neither replaced nor removed, unless by a purge.
+    * Calls that wait in a journal are thrown away by nobody, not even by a purge: it says how many they are.
+    * What root relies on lies where only root writes, and never in a folder of the server's user.
     * Done twice, it changes nothing. What fails in the middle is taken back.
 """
 
@@ -18,20 +20,31 @@ import pwd
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from enum import Enum
 from importlib.resources import files
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from fastagi_pool.errors import OperatorError
+from fastagi_pool.errors import JournalUnavailable, OperatorError
+from fastagi_pool.journal import Journal
 
-#: Where it is written down what was made.
-RECORD: Final = "/var/lib/fastagi-pool/installed.json"
+#: Where it is written down what was made: commands among it, which root runs. So it is not in the folder of
+#: the journal, which is the server's user's.
+RECORD: Final = "/var/lib/fastagi-pool-setup/installed.json"
 DEFAULT_USER: Final = "fastagi"
 _NAME: Final = "fastagi-pool"
 _LOG_FOLDER: Final = "/var/log/fastagi-pool"
+#: As the configuration has it unless it says otherwise.
+DEFAULT_JOURNAL: Final = "/var/lib/fastagi-pool/journal.db"
+#: What SQLite keeps beside a database.
+_BESIDE_A_DATABASE: Final = ("-wal", "-shm", "-journal")
+#: Source: https://sqlite.org/fileformat.html
+_DATABASE_MAGIC: Final = b"SQLite format 3\0"
+#: What a removal says of a folder that it leaves.
+_NOT_EMPTY: Final = "it is not empty; --purge removes it"
 #: Besides ``boot_timeout``: what a load may take, and some air.
 _START_MARGIN_S: Final = 135.0
 _STOP_MARGIN_S: Final = 15.0
@@ -66,6 +79,7 @@ class Settings:
         graceful_timeout_s: As configured.
         boot_timeout_s: As configured.
         calls: How many one worker may have at once, waiting ones included.
+        journal: Absolute path of the journal; empty for none.
     """
 
     program: str = "/usr/bin/fastagi-pool"
@@ -78,6 +92,7 @@ class Settings:
     graceful_timeout_s: float = 30.0
     boot_timeout_s: float = 60.0
     calls: int = 1100
+    journal: str = DEFAULT_JOURNAL
 
     def __post_init__(self) -> None:
         """Refuse what cannot be written into the files.
@@ -85,20 +100,28 @@ class Settings:
         Raises:
             OperatorError: A path or a name holds what a shell or systemd would read as something else.
         """
-        for text in (self.program, self.config, self.user, self.group, self.runtime_dir, *self.logs):
+        paths = (self.program, self.config, self.runtime_dir, *self.logs, self.journal or "/")
+        for text in (*paths, self.user, self.group):
             if not re.fullmatch(r"[\w./+@:-]+", text, re.ASCII):
                 raise OperatorError(
                     f"{text!r} cannot be installed: only letters, digits and ./+@:_- are possible"
                 )
+
+    @property
+    def journal_folder(self) -> str:
+        """The folder of the journal; empty for none."""
+        return _folder_of(self.journal) if self.journal else ""
 
     def words(self) -> dict[str, str]:
         """Return what stands for each placeholder of the files."""
         folders = sorted({str(Path(log).parent) for log in self.logs})
         below_run = Path(self.runtime_dir).parts[:2] == ("/", "run") and self.runtime_dir != "/run"
         writable = [folder for folder in folders if folder != _LOG_FOLDER]
+        if self.journal_folder not in ("", _folder_of(DEFAULT_JOURNAL), *writable):
+            writable.append(self.journal_folder)
         if not below_run:
             writable.append(str(Path(self.runtime_dir).parent))
-        at_home = any(path.startswith(_HOMES) for path in (self.program, self.config))
+        at_home = any(path.startswith(_HOMES) for path in (self.program, self.config, self.journal))
         return {
             "PROGRAM": self.program,
             "CONFIG": self.config,
@@ -115,6 +138,10 @@ class Settings:
             "DESCRIPTORS": str(max(_FEWEST_DESCRIPTORS, _DESCRIPTORS_OF_A_CALL * self.calls)),
             "PROTECT_HOME": "read-only" if at_home else "yes",
         }
+
+
+def _folder_of(path: str) -> str:
+    return str(Path(path).parent)
 
 
 def render(name: str, settings: Settings) -> str:
@@ -213,6 +240,8 @@ def wishes(
     # What the system has besides stays as it is.
     found += [Folder(str(config.parent), 0o750, group=group)] if config.parent.name == _NAME else []
     found += [Folder(_LOG_FOLDER, 0o750, user, group)]
+    # What callers are and said waits there: for nobody else to read.
+    found += [Folder(settings.journal_folder, 0o700, user, group)] if settings.journal else []
     if sample:
         found.append(File(settings.config, render("fastagi-pool.yaml", settings), 0o640, group))
     found.append(File(f"{_LOGROTATE_FOLDER}/fastagi-pool", render("fastagi-pool.logrotate", settings)))
@@ -268,6 +297,7 @@ class Record:
         files: Digests of what was written, by path.
         off: Commands that undo the enabling.
         runtime_dir: Where the pool tells whether it runs.
+        journal: Where calls may wait.
     """
 
     users: tuple[str, ...] = ()
@@ -275,6 +305,7 @@ class Record:
     files: Mapping[str, str] = field(default_factory=dict)
     off: tuple[tuple[str, ...], ...] = ()
     runtime_dir: str = ""
+    journal: str = DEFAULT_JOURNAL
 
     @property
     def is_empty(self) -> bool:
@@ -290,11 +321,13 @@ class Facts:
         users: Names that exist.
         folders: Paths that are folders, and whether each is empty.
         files: Digests by path.
+        journals: Of a folder that has something in its journals, what that is.
     """
 
     users: frozenset[str] = frozenset()
     folders: Mapping[str, bool] = field(default_factory=dict)
     files: Mapping[str, str] = field(default_factory=dict)
+    journals: Mapping[str, str] = field(default_factory=dict)
 
 
 # --- what is to be done
@@ -367,7 +400,8 @@ def plan_removal(record: Record, facts: Facts, purge: bool) -> list[Step]:
     Args:
         record: What was made.
         facts: What is there of it.
-        purge: Whether changed files go too, and folders with all that is in them, the logs among it.
+        purge: Whether changed files go too, and folders with all that is in them, the logs among it, but
+            no folder in which calls wait.
     """
     steps = [Step(Verb.REMOVE, Enabling((), record.off))] if record.off else []
     kept: set[str] = set()
@@ -387,17 +421,17 @@ def plan_removal(record: Record, facts: Facts, purge: bool) -> list[Step]:
         # Not whether it is empty now, but whether it will be.
         ours = {file for file in record.files if Path(file).parent == Path(path)}
         emptied = facts.folders[path] or (not ours & kept and _holds_only(path, ours, facts))
-        if purge or emptied:
+        if path in facts.journals:
+            inhabited = True
+            steps.append(Step(Verb.KEEP, Folder(path), facts.journals[path]))
+        elif purge or emptied:
             steps.append(Step(Verb.REMOVE, Folder(path)))
         else:
             inhabited = True
-            steps.append(Step(Verb.KEEP, Folder(path), "it is not empty; --purge removes it"))
-    for name in record.users:
-        if name in facts.users and not inhabited:
-            steps.append(Step(Verb.REMOVE, User(name)))
-        elif name in facts.users:
-            steps.append(Step(Verb.KEEP, User(name), "what is left is his; --purge removes it"))
-    return steps
+            steps.append(Step(Verb.KEEP, Folder(path), _NOT_EMPTY))
+    why = "what is left is his" if purge else "what is left is his; --purge removes it"
+    users = [User(name) for name in record.users if name in facts.users]
+    return steps + [Step(Verb.KEEP, user, why) if inhabited else Step(Verb.REMOVE, user) for user in users]
 
 
 def _holds_only(folder: str, ours: set[str], facts: Facts) -> bool:
@@ -412,6 +446,7 @@ def after_removal(record: Record, steps: Sequence[Step]) -> Record:
         tuple(path for path in record.folders if Folder(path) in kept),
         {path: digest for path, digest in record.files.items() if File(path, "") in kept},
         runtime_dir=record.runtime_dir,
+        journal=record.journal,
     )
 
 
@@ -449,6 +484,7 @@ class Site:
                 dict(content["files"]),
                 tuple(tuple(command) for command in content["off"]),
                 content["runtime_dir"],
+                content["journal"],
             )
         except FileNotFoundError:
             return Record()
@@ -472,17 +508,32 @@ class Site:
 
     def look(self, wanted: Sequence[Wish], record: Record) -> Facts:
         """Look what is there of what is wanted, and of what was made."""
-        paths = {wish.path for wish in wanted if isinstance(wish, File)} | set(record.files)
+        paths = ours = {wish.path for wish in wanted if isinstance(wish, File)} | set(record.files)
         folders = {wish.path for wish in wanted if isinstance(wish, Folder)} | set(record.folders)
         for folder in folders:
             if self.path(folder).is_dir():
-                paths |= {f"{folder}/{entry.name}" for entry in self.path(folder).iterdir()}
+                paths = paths | {f"{folder}/{entry.name}" for entry in self.path(folder).iterdir()}
         users = {wish.name for wish in wanted if isinstance(wish, User)} | set(record.users)
         return Facts(
             frozenset(name for name in users if self._ids(name) is not None),
             {path: not any(self.path(path).iterdir()) for path in folders if self.path(path).is_dir()},
-            {path: _digest_of(self.path(path)) for path in paths if self.path(path).exists()},
+            # Of others only that they are there: logs and journals are long.
+            {
+                path: _digest_of(self.path(path)) if path in ours else "not ours"
+                for path in paths
+                if self.path(path).exists()
+            },
+            self._look_into_journals(record.journal) if _folder_of(record.journal) in folders else {},
         )
+
+    def _look_into_journals(self, journal: str) -> Mapping[str, str]:
+        folder = _folder_of(journal)
+        if not self.path(folder).is_dir():
+            return {}
+        # Users of another machine may not get as far as its folder here, and none of them is at work there.
+        describe = describe_journals if self.is_this_machine else _describe_journals
+        says = describe(self.path(folder), Path(journal).name)
+        return {folder: says} if says else {}
 
     def install(self, steps: Sequence[Step], record: Record, tell: Callable[[str], None]) -> Record:
         """Take the steps of an installation; what fails in the middle is taken back.
@@ -660,6 +711,7 @@ def _recorded(record: Record, done: Sequence[Step]) -> Record:
         {**record.files, **written},
         enabled,
         record.runtime_dir,
+        record.journal,
     )
 
 
@@ -681,3 +733,69 @@ def _digest(content: bytes) -> str:
 def _digest_of(path: Path) -> str:
     """Tell what a path holds; what is no plain file is never ours."""
     return _digest(path.read_bytes()) if path.is_file() and not path.is_symlink() else "no plain file"
+
+
+# --- calls that wait
+
+
+def describe_journals(folder: Path, name: str = Path(DEFAULT_JOURNAL).name) -> str:
+    """Tell what is in the journals of a folder, those too that an operator has moved aside.
+
+    Args:
+        folder: The folder.
+        name: How a journal's name begins; whatever is a database counts besides.
+
+    Returns:
+        How many calls are not done; empty if there are none.
+
+    Raises:
+        OSError: Not permitted.
+    """
+    with _as_owner_of(folder):
+        return _describe_journals(folder, name)
+
+
+def _describe_journals(folder: Path, name: str) -> str:
+    return "; ".join(filter(None, [_describe_journal(path) for path in _journals_in(folder, name)]))
+
+
+@contextmanager
+def _as_owner_of(folder: Path) -> Iterator[None]:
+    """Have no more rights than a folder's owner, who may have laid links there to what is root's."""
+    owner = folder.stat().st_uid
+    if os.geteuid() != 0 or owner == 0:
+        yield
+        return
+    os.seteuid(owner)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def _journals_in(folder: Path, name: str) -> Iterator[Path]:
+    for path in sorted(folder.iterdir()):
+        if path.is_symlink() or not path.is_file() or path.name.endswith(_BESIDE_A_DATABASE):
+            continue
+        if path.name.startswith(name) or _is_database(path):
+            yield path
+
+
+def _is_database(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(len(_DATABASE_MAGIC)) == _DATABASE_MAGIC
+
+
+def _describe_journal(path: Path) -> str:
+    try:
+        with closing(Journal.open_existing(path)) as journal:
+            facts = journal.facts()
+    except FileNotFoundError:
+        return ""
+    except (OSError, JournalUnavailable) as error:
+        return f"nobody knows which calls are in {path.name}: {error}"
+    calls = facts.waiting + facts.quarantined
+    if not calls:
+        return ""
+    number = "1 call" if calls == 1 else f"{calls} calls"
+    return f"{number} in {path.name} not done yet; 'fastagi-pool journal' shows, exports and drops them"

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import stat
 import subprocess
+import tempfile
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +18,7 @@ import yaml
 
 from fastagi_pool.errors import OperatorError
 from fastagi_pool.installing import (
+    DEFAULT_JOURNAL,
     RECORD,
     Enabling,
     Facts,
@@ -29,15 +33,19 @@ from fastagi_pool.installing import (
     Verb,
     Wish,
     after_removal,
+    describe_journals,
     plan,
     plan_removal,
     render,
     wishes,
     without_readers,
 )
+from fastagi_pool.journal import Journal, NewEntry
 
 PROJECT = Path(__file__).resolve().parent.parent
 TEMPLATES = sorted(path.name for path in (PROJECT / "fastagi_pool" / "service").iterdir())
+_NOBODY = 65534
+STATE = Folder("/var/lib/fastagi-pool", 0o700)
 FILE = File("/etc/x/file", "text")
 SERVICE = Enabling((("systemctl", "enable", "x"),), (("systemctl", "disable", "x"),))
 
@@ -95,14 +103,45 @@ def test_unit_follows_the_configuration() -> None:
             logs=("/var/log/fastagi-pool/pool.log", "/srv/log/access.log"),
             graceful_timeout_s=600,
             calls=100_000,
+            journal="/srv/calls/journal.db",
         ),
     )
     lines = unit.splitlines()
     assert "TimeoutStopSec=615" in lines
     assert "RuntimeDirectory=agi/pool" in lines
-    assert "ReadWritePaths=-/srv/log" in lines
+    assert "ReadWritePaths=-/srv/log -/srv/calls" in lines
     assert "LimitNOFILE=800000" in lines
     assert "ProtectHome=read-only" in lines
+
+
+def test_unit_has_the_journal_and_outlives_a_worker() -> None:
+    """The journal's folder is made for the user alone, and no worker that is killed stops the service."""
+    lines = render("fastagi-pool.service", Settings()).splitlines()
+    assert {"StateDirectory=fastagi-pool", "StateDirectoryMode=0700", "OOMPolicy=continue"} <= set(lines)
+    assert "ReadWritePaths=" in lines
+
+
+@pytest.mark.parametrize(
+    ("journal", "made"),
+    [
+        (DEFAULT_JOURNAL, ["/var/lib/fastagi-pool"]),
+        ("/srv/calls/journal.db", ["/srv/calls"]),
+        ("", []),
+    ],
+)
+def test_folder_of_the_journal(journal: str, made: list[str]) -> None:
+    """The journal's folder is made, wherever it is configured, and is readable by the server's user alone."""
+    wanted = wishes(Manager.SYSV, Settings(journal=journal), False, (), sample=True)
+    folders = [wish for wish in wanted if isinstance(wish, Folder) and wish.mode == 0o700]
+    assert folders == [Folder(path, 0o700, "fastagi", "fastagi") for path in made]
+
+
+@pytest.mark.parametrize("manager", Manager)
+def test_record_lies_where_only_root_writes(manager: Manager) -> None:
+    """What root runs one day is in no folder that the server's user could write."""
+    wanted = wishes(manager, Settings(), True, (), sample=True)
+    his = {wish.path for wish in wanted if isinstance(wish, Folder) and wish.owner != "root"}
+    assert not his & {str(folder) for folder in Path(RECORD).parents}
 
 
 def test_sample_configuration_is_one() -> None:
@@ -286,9 +325,19 @@ MADE = Record(("a",), ("/etc/x", "/log"), {FILE.path: FILE.digest}, SERVICE.off,
                 "keep user a (what is left is his; --purge removes it)",
             ],
         ),
+        (
+            Facts(frozenset("a"), {"/etc/x": False, "/log": False}, {}, {"/log": "3 calls"}),
+            True,
+            [
+                "run systemctl disable x",
+                "keep folder /log (3 calls)",
+                "remove folder /etc/x",
+                "keep user a (what is left is his)",
+            ],
+        ),
         (Facts(), False, ["run systemctl disable x"]),
     ],
-    ids=["untouched", "changed", "purge", "something else in it", "gone already"],
+    ids=["untouched", "changed", "purge", "something else in it", "purge with calls", "gone already"],
 )
 def test_plan_of_a_removal(facts: Facts, purge: bool, expected: list[str]) -> None:
     """What was made and not changed goes, the last first; what people changed or added stays."""
@@ -336,6 +385,14 @@ def contents(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
+def put_off(path: Path, calls: int = 1) -> None:
+    """Make a journal with calls in it."""
+    with closing(Journal.open(path, 1024**2, path.with_name("backlog"))) as journal:
+        if calls:
+            journal.append([NewEntry("calls", "hello", "ref", (), 0.0, 0.0)] * calls)
+    path.with_name("backlog").unlink()
+
+
 def install(site: Site, *wanted: Folder | File | Enabling) -> list[str]:
     """Install and write it down; return what was shown."""
     record = site.read_record()
@@ -344,12 +401,14 @@ def install(site: Site, *wanted: Folder | File | Enabling) -> list[str]:
     return shown
 
 
-def uninstall(site: Site, purge: bool = False) -> None:
-    """Take away what was installed."""
+def uninstall(site: Site, purge: bool = False) -> list[str]:
+    """Take away what was installed; return what was shown."""
     record = site.read_record()
     steps = plan_removal(record, site.look((), record), purge)
-    site.uninstall(steps, purge, lambda _: None)
+    shown: list[str] = []
+    site.uninstall(steps, purge, shown.append)
     site.write_record(after_removal(record, steps))
+    return shown
 
 
 def test_install_and_uninstall_leave_nothing(site: Site, tmp_path: Path) -> None:
@@ -397,6 +456,62 @@ def test_changed_file_stays_until_the_purge(site: Site, tmp_path: Path) -> None:
     uninstall(site, purge=True)
     assert not (tmp_path / "etc/x").exists()
     assert not (tmp_path / RECORD.lstrip("/")).exists()
+
+
+@pytest.mark.parametrize(("calls", "number"), [(1, "1 call"), (3, "3 calls")])
+@pytest.mark.parametrize("name", ["journal.db", "journal.db.old", "another.sqlite"])
+def test_purge_keeps_calls_that_are_not_done(
+    site: Site, tmp_path: Path, calls: int, number: str, name: str
+) -> None:
+    """A purge leaves a journal with calls, says how many they are, and takes it once there are none."""
+    install(site, STATE)
+    journal = site.path(STATE.path) / name
+    put_off(journal, calls)
+    (shown,) = uninstall(site, purge=True)
+    assert shown.startswith(f"keep folder {STATE.path} ({number} in {name} not done yet; ")
+    assert shown == next(iter(uninstall(site)))
+
+    with closing(Journal.open_existing(journal)) as opened:
+        opened.settle(done=[each.number for each in opened.all()])
+    assert uninstall(site) == [f"keep folder {STATE.path} (it is not empty; --purge removes it)"]
+    assert uninstall(site, purge=True) == [f"remove folder {STATE.path}"]
+    assert not site.path(STATE.path).exists()
+    assert not (tmp_path / RECORD.lstrip("/")).parent.exists()
+
+
+def test_purge_keeps_a_journal_that_nobody_can_read(site: Site) -> None:
+    """What may be calls is not thrown away because it is damaged; what is empty holds none."""
+    install(site, STATE)
+    journal = site.path(STATE.path) / "journal.db"
+    journal.write_text("damaged")
+    (shown,) = uninstall(site, purge=True)
+    assert "nobody knows which calls are in journal.db" in shown
+    journal.write_text("")
+    assert uninstall(site, purge=True) == [f"remove folder {STATE.path}"]
+
+
+def test_calls_of_a_pool_that_was_killed_are_seen(tmp_path: Path) -> None:
+    """Calls are counted that are in the write-ahead log only."""
+    with closing(Journal.open(tmp_path / "live" / "journal.db", 1024**2, tmp_path / "backlog")) as journal:
+        journal.append([NewEntry("calls", "hello", "ref", (), 0.0, 0.0)])
+        shutil.copytree(tmp_path / "live", tmp_path / "killed")
+    assert (tmp_path / "killed" / "journal.db-wal").stat().st_size
+    assert describe_journals(tmp_path / "killed").startswith("1 call in journal.db ")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has rights to be careful with")
+def test_root_looks_with_the_rights_of_the_owner() -> None:
+    """Root opens nothing in a folder that its owner could not: he may have laid links to what is root's."""
+    # Anybody may enter, unlike the folders of pytest.
+    with tempfile.TemporaryDirectory(prefix="fastagi-pool-") as name:
+        Path(name).chmod(0o755)
+        his = Path(name) / "his"
+        put_off(his / "journal.db")
+        os.chown(his, _NOBODY, _NOBODY)
+        assert describe_journals(his).startswith("nobody knows which calls are in journal.db: ")
+        os.chown(his / "journal.db", _NOBODY, _NOBODY)
+        assert describe_journals(his).startswith("1 call in journal.db ")
+        assert os.geteuid() == 0
 
 
 def test_folder_that_was_there_is_not_removed(site: Site, tmp_path: Path) -> None:

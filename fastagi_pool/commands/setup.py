@@ -92,7 +92,7 @@ def install(
     sample = not site.path(settings.config).exists() or settings.config in site.read_record().files
     wanted = wishes(chosen, settings, socket, tools, sample)
     wanted = without_readers(wanted, lambda folder: site.path(folder).is_dir())
-    record = replace(site.read_record(), runtime_dir=settings.runtime_dir)
+    record = replace(site.read_record(), runtime_dir=settings.runtime_dir, journal=settings.journal)
     steps = plan(wanted, site.look(wanted, record), record)
     if dry_run:
         _show(steps)
@@ -134,6 +134,7 @@ def _settings(site: Site, config: str, user: str | None, program: str) -> Settin
         graceful_timeout_s=found.graceful_timeout,
         boot_timeout_s=found.boot_timeout,
         calls=found.calls_per_worker + found.max_queue,
+        journal=str(found.journal.path or ""),
     )
 
 
@@ -179,7 +180,8 @@ def _what_next(manager: Manager, settings: Settings, enabled: bool) -> str:
 def uninstall(purge: bool, dry_run: bool, root: str) -> None:
     """Take back what 'install' has done, and nothing else.
 
-    Files that were changed since and logs stay, unless --purge is given. Exit code 1 if the server runs.
+    Files that were changed since and logs stay, unless --purge is given. The journal stays, with --purge too,
+    as long as there are calls in it. Exit code 1 if the server runs.
     """
     site = Site(Path(root))
     record = site.read_record()

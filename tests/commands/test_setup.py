@@ -67,7 +67,8 @@ def test_install_and_uninstall(machine: Path, manager: Manager, made: set[str]) 
         "etc/logrotate.d/fastagi-pool",
         "var/log/fastagi-pool",
         "var/lib/fastagi-pool",
-        "var/lib/fastagi-pool/installed.json",
+        "var/lib/fastagi-pool-setup",
+        "var/lib/fastagi-pool-setup/installed.json",
     }
     assert "make user fastagi\n" in result.output
     assert "fastagi:" in (machine / "etc/passwd").read_text()

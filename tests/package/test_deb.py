@@ -27,6 +27,20 @@ _CALLERS_TIMEOUT_S: Final = 60.0
 _INIT: Final = "/etc/init.d/fastagi-pool"
 _LOG: Final = "/var/log/fastagi-pool/pool.log"
 _CONFIG: Final = "/etc/fastagi-pool/fastagi-pool.yaml"
+_STATE: Final = "/var/lib/fastagi-pool"
+#: Puts a call off, as a worker does whose database is away.
+_PUT_OFF: Final = """
+import sys
+from pathlib import Path
+
+sys.path[0] = "/usr/lib/fastagi-pool"
+
+from fastagi_pool.journal import Journal, NewEntry
+
+backlog = Path("/run/fastagi-pool/journal.waiting")
+journal = Journal.open(Path("/var/lib/fastagi-pool/journal.db"), 2**20, backlog)
+journal.append([NewEntry("calls", "hello", "ref", (), 0.0, 0.0)])
+"""
 #: What is not compared, and why it is not ours.
 _KEPT: Final = (
     r"/(proc|dev|tmp)/.*",  # the machine's own, and where the test lays packages
@@ -127,13 +141,35 @@ def test_server_is_nobody_in_particular(bare_machine: Machine, package: Package)
     user = machine.run("id -u fastagi").strip()
     owners = machine.run(f"grep Uid: /proc/{_master_pid(machine)}/status")
     assert owners.split() == ["Uid:", user, user, user, user]
-    seen = machine.run(f"stat --format '%A %U:%G' /etc/fastagi-pool {_CONFIG} /var/log/fastagi-pool {_LOG}")
+    folders = f"/etc/fastagi-pool {_CONFIG} /var/log/fastagi-pool {_LOG} {_STATE}"
+    seen = machine.run(f"stat --format '%A %U:%G' {folders}")
     assert seen.splitlines() == [
         "drwxr-x--- root:fastagi",
         "-rw-r----- root:fastagi",
         "drwxr-x--- fastagi:fastagi",
         "-rw-r----- fastagi:fastagi",
+        "drwx------ fastagi:fastagi",
     ]
+
+
+def test_calls_survive_a_purge(bare_machine: Machine, package: Package) -> None:
+    """A purge leaves calls that are not done, says how many, and takes them for nobody's once they are."""
+    machine = bare_machine
+    before = machine.listing(_is_kept)
+    _allow_starts(machine)
+    _install(machine, package)
+    machine.path("/tmp/put_off").write_text(_PUT_OFF)
+    machine.run("setpriv --reuid=fastagi --regid=fastagi --clear-groups python3 /tmp/put_off")
+    purged = machine.run("apt-get purge --yes fastagi-pool")
+    assert f"{_STATE} is left, and the user fastagi: 1 call in journal.db not done yet" in purged
+    assert machine.path(f"{_STATE}/journal.db").exists()
+    machine.run("id fastagi")
+
+    _install(machine, package)
+    assert "1 call" in machine.run("fastagi-pool journal drop --all --waiting --yes")
+    assert "is left" not in machine.run("apt-get purge --yes fastagi-pool")
+    machine.run("rm /usr/sbin/policy-rc.d")
+    assert machine.listing(_is_kept) == before
 
 
 def test_operators_wishes_survive(bare_machine: Machine, package: Package, next_package: Package) -> None:
