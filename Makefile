@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help venv run test test-asterisk test-package fuzz fuzz-1 fuzz-2 check format format-check lint types imports docs docs-check drills bench deb clean
+.PHONY: help venv run test test-asterisk test-package fuzz fuzz-1 fuzz-2 check format format-check lint types imports docs docs-check drills bench chaos deb clean
 
 help:              ## Show the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -74,6 +74,9 @@ bench: .venv/dev   ## Measure, compare with the peers, and write docs/performanc
 
 drills: .venv/dev  ## Have ten things go wrong, and show what the operator sees
 	$(BIN)/python scripts/drills/run.py
+
+chaos: .venv/dev   ## Disturb everything under load for ten minutes, and audit what was told (as root)
+	$(BIN)/python scripts/chaos/run.py $(CHAOS)
 
 deb: .venv/dev     ## Build the Debian package in dist/
 	$(BIN)/python scripts/build_deb.py

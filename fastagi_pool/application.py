@@ -13,10 +13,11 @@ from __future__ import annotations
 import importlib
 import inspect
 import logging
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
@@ -24,17 +25,21 @@ from typing import TYPE_CHECKING, Any, Final
 from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.config import Database as DatabaseConfig
 from fastagi_pool.context import Context
+from fastagi_pool.deferring import deferral_of
 from fastagi_pool.dispatch import Handler
 from fastagi_pool.endings import OnError
 from fastagi_pool.errors import ConfigError, DatabaseUnavailable, OperatorError, Problem
 from fastagi_pool.handlers.builtin import PING_SCRIPT, STATUS_SCRIPT, Load, StatusHandler, ping
 from fastagi_pool.handlers.scripts import ScriptHandler
 from fastagi_pool.handlers.upstream import UpstreamHandler
+from fastagi_pool.journal import BACKLOG_NAME, Journal
+from fastagi_pool.laneconfig import Lane
+from fastagi_pool.lanes import LaneLimits
 from fastagi_pool.launches import MOST_LINGERING, Launches
 from fastagi_pool.launching import Door, ProcessSettings
 from fastagi_pool.legacy import CommandSettings
 from fastagi_pool.protocol import HeaderLimits
-from fastagi_pool.routeconfig import CommandGuard, HangupPolicy, Process, Upstream
+from fastagi_pool.routeconfig import DEFAULT_LANE, CommandGuard, HangupPolicy, Process, Upstream
 from fastagi_pool.routeconfig import Route as RouteConfig
 from fastagi_pool.routes import Route, RouteKind, RouteTable
 from fastagi_pool.session import SessionLimits
@@ -42,6 +47,7 @@ from fastagi_pool.upstreams import Server, UpstreamSettings
 
 if TYPE_CHECKING:
     from fastagi_pool.database import Database, DatabaseSettings
+    from fastagi_pool.marks import Marks
 
 #: Files that a worker needs besides its calls: logs, pipes, libraries that open something.
 _SPARE_DESCRIPTORS: Final = 64
@@ -110,6 +116,57 @@ class Application:
                 self.door.prepare(settings.fixed_file, arguments, asdict(settings.process))
         return pid
 
+    @property
+    def lanes(self) -> tuple[LaneLimits, ...]:
+        """The lanes of each worker, in the order of the configuration; that of all other routes last."""
+        config = self.config
+        named = {DEFAULT_LANE: Lane(), **config.lanes}
+        ordered = [*config.lanes, *({DEFAULT_LANE} - config.lanes.keys())]
+        return tuple(_lane_limits(name, named[name], config) for name in ordered)
+
+    @property
+    def defers(self) -> bool:
+        """Whether there are calls that may be done later."""
+        return any(route.deferred_by for route in self.table.routes)
+
+    def marks(self) -> Marks | None:
+        """Make what says in a database that a call was done; None if no call may be done later."""
+        if not self.defers:
+            return None
+        # As the databases, only if there are any.
+        marks: Marks = importlib.import_module("fastagi_pool.marks").Marks(self.node)
+        return marks
+
+    @property
+    def node(self) -> str:
+        """This machine's name: no other that writes to the same databases has it."""
+        return socket.gethostname()
+
+    def check_journal(self) -> None:
+        """See that the journal can be used, if a route needs one.
+
+        Raises:
+            JournalUnavailable: It cannot.
+        """
+        path = self.config.journal.path
+        if path is not None and self.defers:
+            Journal.check(path, self.config.journal.max_size)
+
+    def open_journal(self) -> Journal | None:
+        """Open the journal; once in each process.
+
+        Returns:
+            The journal; None if no route needs one.
+
+        Raises:
+            JournalUnavailable: It cannot be used.
+        """
+        path = self.config.journal.path
+        if path is None or not self.defers:
+            return None
+        backlog = self.config.runtime_dir / BACKLOG_NAME
+        return Journal.open(path, self.config.journal.max_size, backlog)
+
     def show_load(self, read_load: Callable[[], Load]) -> None:
         """Let the built-in script tell the pool's load; once in each process, before the first call."""
         handler = self.builtin.get(STATUS_SCRIPT)
@@ -133,12 +190,16 @@ class Application:
         """Make what the handlers connect through, not connected yet; once in each process."""
         return {settings.name: _make_database(settings) for settings in self.databases}
 
-    def open_databases(self, databases: Mapping[str, Database], log: logging.Logger) -> None:
+    def open_databases(
+        self, databases: Mapping[str, Database], log: logging.Logger, prove: bool = True
+    ) -> None:
         """Connect to the databases, before the first call.
 
         Args:
             databases: What :meth:`make_databases` made.
             log: Told of a database that is away and not required.
+            prove: Whether nobody serves yet with this configuration. Later an outage must not keep a pool
+                from replacing its workers: their calls are refused or put off, as those of the others.
 
         Raises:
             DatabaseUnavailable: One that is required cannot be reached.
@@ -147,9 +208,25 @@ class Application:
             try:
                 databases[settings.name].open()
             except DatabaseUnavailable as error:
-                if settings.required_at_boot:
+                if settings.required_at_boot and prove:
                     raise
                 log.warning("starting without it: %s", error)
+
+    def make_marks(self, databases: Mapping[str, Database]) -> None:
+        """See that calls which are done later can leave their marks, in every database that can be reached.
+
+        Raises:
+            OperatorError: The table of marks is not there and cannot be made; the message says what to do.
+        """
+        marks = self.marks()
+        if marks is None:
+            return
+        for name in sorted({route.deferred_by for route in self.table.routes if route.deferred_by}):
+            try:
+                with databases[name].engine.begin() as connection:
+                    marks.create(connection)
+            except DatabaseUnavailable:
+                pass  # Whoever is the first to need it makes it.
 
     @property
     def session_limits(self) -> SessionLimits:
@@ -167,7 +244,7 @@ class Application:
     def descriptors(self) -> int:
         """File descriptors that one worker may need at once."""
         connections = sum(settings.pool_size for settings in self.databases)
-        calls = self.config.calls_per_worker + self.config.max_queue
+        calls = self.config.calls_per_worker + sum(lane.max_queue for lane in self.lanes)
         pipes = self._pipes if self.scripts else 0
         forwarded = calls if any(route.upstream for route in self.config.routes) else 0
         return calls + connections + pipes + forwarded + len(self.config.listen) + _SPARE_DESCRIPTORS
@@ -209,6 +286,8 @@ def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -
             _make_database(settings).close()
         except OperatorError as error:
             problems.append(loaded.problem(("databases", settings.name), str(error)))
+    if not problems:
+        table = _with_deferrals(loaded, table, handlers, problems)
     if problems:
         main = loaded.source_map.name
         raise ConfigError(sorted(problems, key=lambda found: (found.file != main, found.file, found.line)))
@@ -275,6 +354,41 @@ def _table(loaded: LoadedConfig, problems: list[Problem]) -> RouteTable:
     return RouteTable(routes)
 
 
+def _with_deferrals(
+    loaded: LoadedConfig, table: RouteTable, handlers: Mapping[str, Handler], problems: list[Problem]
+) -> RouteTable:
+    """Say of each route whether its calls may be done later, and whose outage defers them."""
+    config = loaded.config
+    places = {route.name: place for place, route in enumerate(config.routes)}
+    routes = []
+    for route in table.routes:
+        configured = config.routes[places[route.name]]
+        deferral = deferral_of(handlers[route.name])
+        location = ("routes", places[route.name], "deferrable")
+        if deferral is None or config.journal.path is None:
+            if configured.deferrable:
+                lacks = "its handler is not declared so" if deferral is None else "there is no journal"
+                problems.append(loaded.problem(location, f"cannot be had: {lacks}"))
+        elif configured.deferrable is not False:
+            try:
+                database = deferral.database_for(route.options, route.databases, tuple(config.databases))
+                route = replace(route, deferred_by=database, repeatable=deferral.repeatable)
+            except OperatorError as error:
+                problems.append(loaded.problem(location, str(error), "or say deferrable: false"))
+        routes.append(route)
+    return RouteTable(routes)
+
+
+def _lane_limits(name: str, lane: Lane, config: Config) -> LaneLimits:
+    return LaneLimits(
+        name=name,
+        max_active=config.calls_per_worker if lane.max_active is None else lane.max_active,
+        max_queue=config.max_queue if lane.max_queue is None else lane.max_queue,
+        max_wait_s=config.max_wait if lane.max_wait is None else lane.max_wait,
+        reserve=lane.reserve,
+    )
+
+
 def _builtin_routes(routes: Sequence[Route], drain_timeout_s: float) -> Iterator[Route]:
     """Make the routes of the built-in scripts, but for those of which the operator has his own."""
     taken = {name for route in routes for name in (route.name, route.pattern)}
@@ -319,6 +433,7 @@ def build_route(route: RouteConfig, config: Config) -> Route:
         free_names=route.free_names,
         slow_after_s=config.slow.after if route.slow_after is None else route.slow_after,
         drain_timeout_s=config.drain_timeout if route.drain_timeout is None else route.drain_timeout,
+        lane=route.lane,
     )
 
 
@@ -380,6 +495,8 @@ def database_settings(name: str, database: DatabaseConfig) -> DatabaseSettings:
         write_timeout_s=database.write_timeout,
         required_at_boot=database.required_at_boot,
         sql_mode=database.sql_mode,
+        probe_timeout_s=database.probe_timeout,
+        writable=database.writable,
         multi_statements=database.multi_statements,
     )
     return settings

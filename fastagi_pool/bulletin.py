@@ -83,6 +83,20 @@ class Bulletin:
             self._wanted = replace(self._wanted, stopping=True)
             self._notifier.stopping(longest_s, f"stopping; {active} calls in progress")
 
+    def calls_were_lost(self, lost: int, quarantined: int) -> None:
+        """Workers that died have taken so many calls with them in all; so many requests were quarantined."""
+        self._wanted = replace(self._wanted, lost_calls=lost, quarantined=quarantined)
+
+    @property
+    def lost_calls(self) -> int:
+        """As :meth:`calls_were_lost` was told last."""
+        return self._wanted.lost_calls
+
+    @property
+    def quarantined(self) -> int:
+        """The same of requests."""
+        return self._wanted.quarantined
+
     def lines_were_lost(self, lines: int) -> None:
         """A worker has ended that could not write so many log lines."""
         self._lost_lines += lines

@@ -9,6 +9,7 @@ Laws:
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Iterable, Sequence
@@ -19,8 +20,9 @@ from urllib.parse import urlsplit
 
 import click
 
-from fastagi_pool.commands import life, look, setup
+from fastagi_pool.commands import deferred, life, look, setup
 from fastagi_pool.errors import OperatorError
+from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.protocol import Request
 from fastagi_pool.running import run_master
 from fastagi_pool.source import EXIT_INPUT, EXIT_NOT_RUNNING, Source, SourceKind, with_source
@@ -42,12 +44,14 @@ def cli() -> None:
     """A pre-forking FastAGI server for Asterisk."""
 
 
-for _command in (*look.COMMANDS, *life.COMMANDS, *setup.COMMANDS):
+for _command in (*look.COMMANDS, *life.COMMANDS, *deferred.COMMANDS, *setup.COMMANDS):
     cli.add_command(_command)
 
 
 def main() -> None:
     """Run the command line and exit."""
+    # What a part of it logs is for a server's log; a command says itself what its reader must know.
+    logging.getLogger(LOGGER_NAME).addHandler(logging.NullHandler())
     try:
         cli.main(standalone_mode=False)
     except click.exceptions.Exit as ended:

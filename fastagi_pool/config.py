@@ -35,7 +35,8 @@ from pydantic import (
 
 from fastagi_pool.errors import Problem
 from fastagi_pool.findings import Finding, RefusedValue, closest, did_you_mean, refuse_all
-from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer, spelled_out
+from fastagi_pool.laneconfig import Journal, Lane, Quarantine
+from fastagi_pool.routeconfig import DEFAULT_LANE, Process, Route, Upstream, UpstreamServer, spelled_out
 from fastagi_pool.section import Section, checked
 from fastagi_pool.serviceconfig import Http, Log, Rotation, Slow
 from fastagi_pool.values import (
@@ -47,6 +48,7 @@ from fastagi_pool.values import (
     Duration,
     ErrorPolicy,
     Fraction,
+    LaneName,
     ListenAddress,
     ListenKind,
     Network,
@@ -106,6 +108,21 @@ class Limits(Section):
         ge=0,
         le=127,
         description="Most arguments (`agi_arg_N`) of a call, 0 to 127. 127 is the most that Asterisk sends.",
+    )
+    connections: Whole = Field(
+        default=10_000,
+        ge=1,
+        le=100_000,
+        description="How many connections one worker keeps open that have not told yet what they want, 1 to "
+        "100000; fewer if the machine has no file descriptors for them. Beyond it the one that has been "
+        "silent for longest is told FAILURE. 10000 silent ones cost about 30 MB.",
+    )
+    calls_per_server: Whole = Field(
+        default=0,
+        ge=0,
+        le=100_000,
+        description="Most calls of one Asterisk server that one worker serves or lets wait at the same time, "
+        "up to 100000; 0 for no limit. With it a dialer that runs wild cannot take the places of the others.",
     )
 
     @field_validator("header_size")
@@ -180,14 +197,28 @@ class Database(Section):
     )
     required_at_boot: Truth = Field(
         default=True,
-        description="Whether a worker is only ready once this database answers. `true`, so that a wrong URL "
-        "shows at the start and not in the first call.",
+        description="Whether the first worker of a start or a reload is only ready once this database "
+        "answers. `true`, so that a wrong URL shows at the start and not in the first call. Workers that "
+        "replace others do not wait: an outage must not keep a pool from replacing its workers.",
     )
     sql_mode: str = Field(
         default="",
         description="What `sql_mode` is set to on each new connection to MariaDB or MySQL: names of modes "
         "with `,` between them; empty for the server's own. For handlers that rely on how the server treats "
         "values that do not fit.",
+    )
+    probe_timeout: Duration = Field(
+        default=0.5,
+        gt=0,
+        description="A server that answers no statement for so long is asked for a sign of life, and counts "
+        "as away if it gives none within the same time; more than 0. Calls wait no longer then, and none is "
+        "begun until it is back. One that is only busy answers at once.",
+    )
+    writable: Truth = Field(
+        default=True,
+        description="Whether a MariaDB or MySQL server that is read-only counts as away, so that the next of "
+        "the list is used. `true`, because a primary that was demoted goes on to answer; `false` for a "
+        "database from which handlers only read.",
     )
     multi_statements: Truth = Field(
         default=False,
@@ -331,6 +362,12 @@ class Config(Section):
         description="A worker that gives no sign of life for this long is stuck, and is killed and replaced; "
         "at least 1s, or 0 for off. 30s is longer than any pause of a healthy worker.",
     )
+    witness: Truth = Field(
+        default=True,
+        description="Whether beside each worker lives a process that tells Asterisk the truth if the worker "
+        "is killed or crashes (FAGI_STATUS=CRASH). `true`, because otherwise its calls would be successes; "
+        "`false` saves that process, which is small, and is needed on machines other than x86-64 and ARM64.",
+    )
     on_error: ErrorPolicy = Field(
         default="continue",
         description="What the dialplan does after a call that failed, besides seeing AGISTATUS=FAILURE: "
@@ -338,6 +375,18 @@ class Config(Section):
         "because a dialplan that tests AGISTATUS decides best.",
     )
     limits: Limits = Field(default_factory=Limits, description="What one call may take.")
+    lanes: Mapping[LaneName, Lane] = Field(
+        default={},
+        description="Lanes, by name: calls that share places, so that one kind of calls cannot take those of "
+        "another. Routes say by `lane` where their calls belong. A name consists of small letters, digits "
+        "and `_`, and begins with a letter; `default` holds the calls of all other routes.",
+    )
+    quarantine: Quarantine = Field(
+        default_factory=Quarantine, description="What is done about requests that end workers."
+    )
+    journal: Journal = Field(
+        default_factory=Journal, description="Where calls are kept whose database is away."
+    )
     python_path: tuple[AbsolutePath, ...] = Field(
         default=(),
         description="Folders in which handlers are looked for, before Python's own; relative to the file "
@@ -465,7 +514,8 @@ class Config(Section):
     def _fits_together(self) -> Config:
         refuse_all(
             [
-                *_conflicts(self.listen, bool(self.allow), self.routes, self.databases),
+                *_conflicts(self.listen, bool(self.allow), self.routes, self.databases, self.lanes),
+                *_reserved_too_much(self.lanes, self.calls_per_worker),
                 *_taken_twice(self.listen, self.http.address),
             ]
         )
@@ -477,11 +527,12 @@ def _conflicts(
     allowed: bool,
     routes: Sequence[Route | None],
     databases: Collection[str],
+    lanes: Collection[str],
 ) -> list[Finding]:
     """Find what is wrong between entries that are right by themselves; None stands for one that is not."""
     return [
         *_listen_conflicts(listen, allowed),
-        *_route_conflicts(routes, databases),
+        *_route_conflicts(routes, databases, lanes),
         *_loops(listen, routes),
     ]
 
@@ -512,7 +563,20 @@ def _overlap(one: ListenAddress, other: ListenAddress) -> bool:
     return one.host == other.host or bool(everywhere & {one.host, other.host})
 
 
-def _route_conflicts(routes: Sequence[Route | None], databases: Collection[str]) -> Iterator[Finding]:
+def _reserved_too_much(lanes: Mapping[str, Lane], places: int) -> Iterator[Finding]:
+    reserved = sum(lane.reserve for lane in lanes.values())
+    if reserved >= places:
+        message = f"reserve {reserved} places together, but a worker has {places} (calls_per_worker)"
+        yield Finding(("lanes",), message, "other calls need some too")
+    for name, lane in lanes.items():
+        if lane.max_active is not None and lane.reserve > lane.max_active:
+            message = f"is more than the lane may use: max_active is {lane.max_active}"
+            yield Finding(("lanes", name, "reserve"), message)
+
+
+def _route_conflicts(
+    routes: Sequence[Route | None], databases: Collection[str], lanes: Collection[str]
+) -> Iterator[Finding]:
     seen: dict[str, int] = {}
     for number, route in enumerate(routes):
         if route is None:
@@ -521,6 +585,9 @@ def _route_conflicts(routes: Sequence[Route | None], databases: Collection[str])
             message = f"has the name {route.name!r}, as routes[{seen[route.name]}] has"
             yield Finding(("routes", number), message, "give one of them another 'name'")
         seen.setdefault(route.name, number)
+        if route.lane not in lanes and route.lane != DEFAULT_LANE:
+            message = f"names no lane: {route.lane!r}"
+            yield Finding(("routes", number, "lane"), message, did_you_mean(closest(route.lane, lanes)))
         for position, name in enumerate(route.databases):
             if name not in databases:
                 location = ("routes", number, "databases", position)
@@ -623,6 +690,9 @@ _MAPPINGS: Final[Mapping[Location, type[Section]]] = {
     ("slow",): Slow,
     ("http",): Http,
     ("limits",): Limits,
+    ("lanes", "*"): Lane,
+    ("quarantine",): Quarantine,
+    ("journal",): Journal,
     ("databases", "*"): Database,
     ("routes", "*", "process"): Process,
     ("routes", "*", "upstream"): Upstream,
@@ -635,8 +705,8 @@ def _known_keys(location: Location) -> list[str]:
     if not location:
         return [*Config.file_keys(), "include"]
     place = tuple("*" if isinstance(key, int) else key for key in location)
-    if place[0] == "databases":
-        place = ("databases", "*")
+    if place[0] in ("databases", "lanes"):
+        place = (place[0], "*")
     return _MAPPINGS.get(place, Route).file_keys()
 
 
@@ -654,7 +724,10 @@ def _partial_conflicts(values: Mapping[str, object]) -> list[Finding]:
     if not isinstance(databases, Mapping):
         # Nobody knows which there are meant to be, so no name is wrong.
         databases = {name: None for route in routes if route for name in route.databases}
-    return _conflicts(listen, allowed, routes, databases)
+    lanes = values.get("lanes") or {}
+    if not isinstance(lanes, Mapping):
+        lanes = {route.lane: None for route in routes if route}
+    return _conflicts(listen, allowed, routes, databases, lanes)
 
 
 def _items(values: Mapping[str, object], key: str) -> list[object]:

@@ -6,6 +6,8 @@ Laws:
     * Whatever a handler does, the next call finds nothing of it: its context is dropped, its
       database connections are clean.
     * A caller who hangs up is no error, and a handler's traceback goes to the log, never further.
+    * A call whose database is away and that may be done later is a success once it is in the journal, and
+      not a moment before.
 """
 
 from __future__ import annotations
@@ -15,16 +17,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
 from greenlet import greenlet
 
 from fastagi_pool.call import Call, Dialogue, carry_by
 from fastagi_pool.callboard import CallState
 from fastagi_pool.context import Context
+from fastagi_pool.deferring import Deferrals, make_entry
 from fastagi_pool.endings import GO_ON, OnError, last_words
 from fastagi_pool.errors import (
     AGIDeadChannel,
+    CallEnded,
     CallHangup,
     CallOutOfStep,
     CallPeerGone,
@@ -32,8 +36,10 @@ from fastagi_pool.errors import (
     CallTimeout,
     DatabaseBusy,
     DatabaseUnavailable,
+    JournalUnavailable,
     LimitExceeded,
     Overloaded,
+    Quarantined,
     RemoteProtocolError,
     ScriptFailed,
     ScriptNotFound,
@@ -42,6 +48,7 @@ from fastagi_pool.errors import (
 )
 from fastagi_pool.logs import CallRecord, RecordWriter, current_call, end_printing, value
 from fastagi_pool.protocol import Request, max_command_bytes
+from fastagi_pool.quarantine import Quarantine, fingerprint
 from fastagi_pool.recording import OpenRecording, Recorder
 from fastagi_pool.routes import Match, Route, RouteTable, script_fault
 from fastagi_pool.session import Said, Session, SessionLimits
@@ -62,19 +69,32 @@ _OUTCOMES: Final[tuple[tuple[type[BaseException], str], ...]] = (
     (CallStopped, "stopped"),
     (DatabaseUnavailable, "dbdown"),
     (DatabaseBusy, "dbdown"),
+    (JournalUnavailable, "dbdown"),
     (RemoteProtocolError, "badrequest"),
     (Overloaded, "overload"),
+    (Quarantined, "quarantined"),
     (ScriptNotFound, "notfound"),
     (ScriptFailed, "exit"),
     (LimitExceeded, "limit"),
     (UpstreamUnavailable, "upstream"),
     (ToldFailure, "failure"),
 )
-#: Outcomes of which the dialplan is told nothing: it went well, or nobody is there.
-_SILENT: Final = frozenset({"ok", "hangup", "gone"})
+#: Outcomes of which the dialplan is told nothing: it went well, or will be done, or nobody is there.
+_SILENT: Final = frozenset({"ok", "deferred", "hangup", "gone"})
 #: Outcomes that an operator wants to hear of, though no line of code is to blame.
 _WARNED: Final = frozenset(
-    {"timeout", "stopped", "dbdown", "overload", "notfound", "exit", "limit", "upstream", "failure"}
+    {
+        "timeout",
+        "stopped",
+        "dbdown",
+        "overload",
+        "quarantined",
+        "notfound",
+        "exit",
+        "limit",
+        "upstream",
+        "failure",
+    }
 )
 
 
@@ -92,6 +112,8 @@ class _Progress:
 
     Attributes:
         masked: Whether what the caller dials must not be told.
+        received_s: Wall clock time at which the whole request was there.
+        received_mono_s: The same moment on the monotonic clock.
         told: The line by which the dialplan shall learn of the failure, and nothing besides; empty for the
             usual last words.
     """
@@ -109,6 +131,8 @@ class _Progress:
     channel_dead: bool = False
     told: bytes = b""
     masked: bool = False
+    received_s: float = 0.0
+    received_mono_s: float = 0.0
 
     @property
     def channel_lives(self) -> bool:
@@ -122,6 +146,26 @@ class _Progress:
         if self.told:
             return self.told
         return last_words(self.outcome.upper(), self.error, self.ref, self.on_error, self.channel_lives)
+
+
+class Door(Protocol):
+    """What stands before the places of a worker; see ``admission.Admission``."""
+
+    def admit(self, session: Session, lane: str) -> None:
+        """Take a place for a call, and wait for one if there is none; raises Overloaded."""
+
+    def leave(self, session: Session) -> None:
+        """Give it to the next; nothing happens if the call has none."""
+
+
+class _OpenDoor:
+    """There is always a place."""
+
+    def admit(self, session: Session, lane: str) -> None:
+        """Let it in."""
+
+    def leave(self, session: Session) -> None:
+        """Let it go."""
 
 
 class _CallLogger(logging.LoggerAdapter[logging.Logger]):
@@ -147,6 +191,9 @@ class Dispatcher:
         on_error: OnError = GO_ON,
         recorder: Recorder | None = None,
         on_slow: Callable[[SlowCall], object] | None = None,
+        door: Door | None = None,
+        quarantine: Quarantine | None = None,
+        deferrals: Deferrals | None = None,
     ) -> None:
         """Put the parts together.
 
@@ -161,6 +208,9 @@ class Dispatcher:
             on_error: What the dialplan does after a failure of a call that found no route.
             recorder: Records calls that somebody wants; None for none.
             on_slow: Told of each call that is slow by its route's measure, once; must neither wait nor raise.
+            door: Lets calls in; None to let all in.
+            quarantine: Knows the requests that have ended workers; None for none.
+            deferrals: Where calls go whose database is away; None for nowhere.
         """
         self._table = table
         self._handlers = handlers
@@ -172,6 +222,9 @@ class Dispatcher:
         self._on_error = on_error
         self._recorder = recorder
         self._on_slow = on_slow
+        self._door = door or _OpenDoor()
+        self._quarantine = quarantine
+        self._deferrals = deferrals
         self._serial = 0
         self._under_way: dict[Session, _Progress] = {}
         self._routes = {route.name: route for route in table.routes}
@@ -194,6 +247,8 @@ class Dispatcher:
                 self._run(progress, progress.request)
             except BaseException as raised:
                 self._explain(raised, progress)
+            finally:
+                self._door.leave(session)
             self._end(progress)
         finally:
             del self._under_way[session]
@@ -309,6 +364,7 @@ class Dispatcher:
 
     def _run(self, progress: _Progress, request: Request) -> None:
         session, environment = progress.session, request.environment
+        progress.received_s, progress.received_mono_s = time.time(), monotonic()
         session.row.known(
             progress.ref,
             request.script,
@@ -320,23 +376,95 @@ class Dispatcher:
         route = match.route
         progress.route, progress.masked = route.name, route.mask_digits
         progress.on_error = route.on_error
-        for name in route.databases:
-            if not self._databases[name].available:
-                raise DatabaseUnavailable(name, "it did not answer a moment ago, and the route needs it")
+        self._refuse_the_deadly(request, session)
+        self._door.admit(session, route.lane)
+        deferrals = self._deferrals if route.deferred_by else None
+        if deferrals is None:
+            self._require_databases(route)
         current_call.set(progress.ref)
         session.begin(self._limits[route.name], route.raise_hangup)
         session.row.routed(route.name, monotonic())
+        if deferrals is None:
+            self._handle(progress, request, match)
+        elif deferrals.must_join(route.deferred_by) or not self._databases[route.deferred_by].available:
+            self._defer(progress, request, route, deferrals, begun=False)
+        else:
+            try:
+                self._require_databases(route)
+                self._handle(progress, request, match)
+            except (DatabaseUnavailable, DatabaseBusy) as away:
+                if away.database != route.deferred_by:
+                    raise
+                self._defer(progress, request, route, deferrals, begun=progress.call is not None)
+
+    def _refuse_the_deadly(self, request: Request, session: Session) -> None:
+        likeness = fingerprint(request)
+        session.row.resembles(likeness)
+        if self._quarantine is not None and self._quarantine.refuses(likeness, monotonic()):
+            raise Quarantined("requests like this one have ended workers, and are not tried for a while")
+
+    def _require_databases(self, route: Route) -> None:
+        for name in route.databases:
+            if not self._databases[name].available:
+                raise DatabaseUnavailable(name, "it did not answer a moment ago, and the route needs it")
+
+    def _handle(self, progress: _Progress, request: Request, match: Match) -> None:
+        """Have the route's handler serve the call."""
+        session, route = progress.session, match.route
         progress.call = call = self._make_call(progress, request, match)
         log = _CallLogger(self._log, {"ref": progress.ref})
-        context = Context(self._databases, log, self._state, route.options, session)
+        mark = defers = ""
+        if self._deferrals is not None and route.deferred_by:
+            defers = route.deferred_by
+            mark = "" if route.repeatable else self._deferrals.mark_of(progress.ref)
+        context = Context(self._databases, log, self._state, route.options, session, mark, defers)
+        away: DatabaseUnavailable | DatabaseBusy | None = None
         try:
             try:
                 self._handlers[route.name](call, context)
+            except (DatabaseUnavailable, DatabaseBusy) as failure:
+                away = failure if failure.database == defers else None
+                raise
             finally:
                 # Raises what ended the call, even if the handler has swallowed it.
                 session.settle()
         finally:
+            in_doubt = context.in_doubt
             self._tidy_up(progress, call, context)
+            if in_doubt:
+                # Instead of whatever ended it: its rows may be there, and its mark will tell.
+                raise DatabaseUnavailable(defers, "nobody knows whether it has carried out the commit")
+            if away is not None:
+                # Whatever ended it besides: it is to be done later.
+                raise away
+
+    def _defer(
+        self, progress: _Progress, request: Request, route: Route, deferrals: Deferrals, begun: bool
+    ) -> None:
+        """Write the call down, to be done when its database is back; to the dialplan that is a success."""
+        session = progress.session
+        entry = make_entry(
+            request,
+            route.name,
+            route.deferred_by,
+            progress.ref,
+            progress.received_s,
+            progress.received_mono_s,
+            session.peer,
+            begun,
+        )
+        began_s = monotonic()
+        session.waits("the journal", began_s)
+        try:
+            deferrals.defer(entry)
+        finally:
+            now_s = monotonic()
+            session.answered(now_s - began_s, now_s)
+        try:
+            session.settle()
+        except CallEnded:
+            pass  # Whatever interrupted it, it is written down: to call it a failure would be a lie.
+        progress.outcome = "deferred"
 
     def _tidy_up(self, progress: _Progress, call: Call, context: Context) -> None:
         """Leave nothing of a handler behind, and say what it should not have left."""
@@ -358,7 +486,16 @@ class Dispatcher:
             if progress.recording is not None:
                 dialogue = progress.recording.dialogue
         longest = max_command_bytes(request.environment.get("agi_version", ""))
-        return Call(request, dialogue, match.captures, progress.ref, longest, route.clean_arguments)
+        return Call(
+            request,
+            dialogue,
+            match.captures,
+            progress.ref,
+            longest,
+            route.clean_arguments,
+            progress.received_s,
+            deferrable=bool(route.deferred_by) and self._deferrals is not None,
+        )
 
     def _explain(self, raised: BaseException, progress: _Progress) -> None:
         """Turn what ended the call into its outcome and one line about it; log what is a fault."""
@@ -366,6 +503,9 @@ class Dispatcher:
             progress.outcome, progress.error = raised.outcome, str(raised)
             return
         outcome = next((word for kind, word in _OUTCOMES if isinstance(raised, kind)), "error")
+        if outcome == "error" and getattr(raised, "connection_invalidated", False):
+            # SQLAlchemy's word for a server that went away in the middle of a statement.
+            outcome = "dbdown"
         progress.channel_dead = isinstance(raised, AGIDeadChannel)
         if isinstance(raised, ToldFailure) and raised.said_all:
             progress.told = raised.line
@@ -378,7 +518,8 @@ class Dispatcher:
         what = (progress.ref, value(progress.route), progress.error)
         if outcome == "error":
             self._log.error("call=%s route=%s failed: %s", *what, exc_info=raised)
-        elif outcome in _WARNED:
+        elif outcome in _WARNED and progress.request is not None:
+            # Who never said what he wants is somebody else's trouble, and may come by thousands.
             self._log.warning("call=%s route=%s ended: %s", *what)
 
     def _record(self, progress: _Progress) -> CallRecord:

@@ -13,6 +13,7 @@ import os
 import resource
 import signal
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from time import monotonic
@@ -24,10 +25,11 @@ from setproctitle import setproctitle
 from fastagi_pool.application import Application, assemble
 from fastagi_pool.attendants import guard_timeouts
 from fastagi_pool.config import Config, LoadedConfig
-from fastagi_pool.errors import BootError, OperatorError
+from fastagi_pool.errors import BootError, JournalUnavailable, OperatorError
+from fastagi_pool.journal import BACKLOG_NAME
 from fastagi_pool.listeners import Address
 from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder, reopen_all
-from fastagi_pool.messages import Begin, Channel, Loaded, Refused
+from fastagi_pool.messages import Begin, Channel, Inheritance, Loaded, Refused
 from fastagi_pool.privileges import (
     Identity,
     become,
@@ -38,6 +40,7 @@ from fastagi_pool.privileges import (
     settle,
 )
 from fastagi_pool.rehearsal import rehearse
+from fastagi_pool.replaykeeping import ReplayKeeper, ReplaySettings
 from fastagi_pool.scoreboard import Scoreboard
 from fastagi_pool.serviceconfig import RotationPeriod
 from fastagi_pool.values import ListenAddress
@@ -50,19 +53,18 @@ _REPORT_CHARACTERS: Final = 50_000
 LAUNCHER_PAUSE_S: Final = 1.0
 
 
-def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[[], LoadedConfig]) -> int:
+def run_loader(channel: Channel, inheritance: Inheritance, load: Callable[[], LoadedConfig]) -> int:
     """Load everything, tell the master, and be the zygote; return the exit code.
 
     Args:
         channel: To the master.
-        bell_fd: By which workers wake the master.
-        lifeline_fd: By which workers learn that the master is gone.
+        inheritance: What the master gives all its children.
         load: Reads the configuration.
     """
     setproctitle("fastagi-pool: loader (loading)")
     try:
         application = _assemble(load)
-        surroundings = _surroundings(application.config, bell_fd, lifeline_fd)
+        surroundings = _surroundings(application.config, inheritance)
     except OperatorError as error:
         channel.send(Refused(str(error)[:_REPORT_CHARACTERS], isinstance(error, BootError)))
         return 0
@@ -70,12 +72,26 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
     configure(surroundings.log, log.level, f"loader pid={os.getpid()}", log.format)
     channel.send(describe(application))
     launcher = LauncherKeeper(application, surroundings.log.target)
+    #: What a companion that is forked must not hold open.
+    own = [channel.fileno()]
+
+    def leave() -> None:
+        for descriptor in own:
+            os.close(descriptor)
+
+    def reopen_own_logs() -> None:
+        reopen_all((surroundings.log, surroundings.access, surroundings.slow))
+
+    replay = _replay_keeper(application, inheritance, leave, reopen_own_logs)
+    companions = (launcher, replay) if replay is not None else (launcher,)
 
     def prepare(begin: Begin, descriptors: list[int]) -> Callable[[int, bool], int]:
         # Mapped here once: every worker inherits it.
         scoreboard = Scoreboard.share(descriptors[0])
         listeners = tuple(descriptors[1:])
-        launcher.begin(begin.generation)
+        own.extend(listeners)
+        for companion in companions:
+            companion.begin(begin.generation)
 
         def be_worker(slot: int, prove: bool) -> int:
             birth = Birth(slot, begin.generation, scoreboard, listeners, prove)
@@ -87,11 +103,33 @@ def run_loader(channel: Channel, bell_fd: int, lifeline_fd: int, load: Callable[
     rehearse()
 
     def reopen_logs() -> None:
-        reopen_all((surroundings.log, surroundings.access, surroundings.slow))
-        launcher.reopen_logs()
+        reopen_own_logs()
+        for companion in companions:
+            companion.reopen_logs()
 
     poll = get_original("select", "poll")
-    return Zygote(channel, prepare, WORKER_SIGNALS, reopen_logs, setproctitle, poll, launcher).run()
+    return Zygote(channel, prepare, WORKER_SIGNALS, reopen_logs, setproctitle, poll, companions).run()
+
+
+def _replay_keeper(
+    application: Application,
+    inheritance: Inheritance,
+    leave: Callable[[], None],
+    reopen_logs: Callable[[], None],
+) -> ReplayKeeper | None:
+    config = application.config
+    if config.journal.path is None or not application.defers:
+        return None
+    settings = ReplaySettings(
+        journal=config.journal.path,
+        max_bytes=config.journal.max_size,
+        backlog=config.runtime_dir / BACKLOG_NAME,
+        runtime_dir=config.runtime_dir,
+        node=application.node,
+        lifeline_fd=inheritance.lifeline,
+        generation=0,
+    )
+    return ReplayKeeper(application, settings, leave, reopen_logs)
 
 
 def _assemble(load: Callable[[], LoadedConfig]) -> Application:
@@ -107,6 +145,7 @@ def _assemble(load: Callable[[], LoadedConfig]) -> Application:
     if identity is not None:
         if os.geteuid() == 0:
             _own_logs(config, identity)
+            _own_journal(config, identity)
         become(identity)
         die_with_parent()
         if not os.access(os.__file__, os.R_OK):
@@ -118,8 +157,23 @@ def _assemble(load: Callable[[], LoadedConfig]) -> Application:
         except OperatorError as error:
             raise BootError(f"user {identity.name!r} cannot read the configuration:\n{error}") from error
     application = assemble(loaded)
-    claim_descriptors(application.descriptors)
+    claim_descriptors(application.descriptors, application.config.limits.connections)
+    _try_journal(application)
     return application
+
+
+def _try_journal(application: Application) -> None:
+    """See that calls can be put off, before any call has to be.
+
+    Raises:
+        BootError: The journal cannot be used.
+    """
+    try:
+        application.check_journal()
+    except JournalUnavailable as error:
+        raise BootError(
+            f"{error} (or say journal.file: off, and calls fail whose database is away)"
+        ) from error
 
 
 def _identity(config: Config) -> Identity | None:
@@ -140,6 +194,21 @@ def _own_logs(config: Config, identity: Identity) -> None:
             own_file(Path(target), identity)
         except OSError as error:
             raise BootError(f"cannot write the log {target}: {error.strerror}") from error
+
+
+def _own_journal(config: Config, identity: Identity) -> None:
+    """Let the user whom we become write the journal, where only root may make its folder.
+
+    Raises:
+        BootError: Somebody else's folder is in the way.
+    """
+    path = config.journal.path
+    if path is None or path.parent.exists():
+        return
+    try:
+        own_folder(path.parent, identity)
+    except OSError as error:
+        raise BootError(f"cannot make the journal's folder {path.parent}: {error.strerror}") from error
 
 
 def _log_paths(config: Config) -> list[str]:
@@ -243,6 +312,7 @@ def describe(application: Application) -> Loaded:
         identity=asdict(identity) if identity else {},
         umask=config.umask,
         chdir=config.chdir,
+        quarantine={"crashes": config.quarantine.crashes, "for_s": config.quarantine.for_s},
     )
 
 
@@ -250,24 +320,32 @@ def _address(address: ListenAddress) -> Address:
     return Address(address.kind.value, address.host, address.port, address.path, str(address))
 
 
-def claim_descriptors(needed: int) -> None:
+def claim_descriptors(needed: int, useful: int = 0) -> None:
     """Raise this process's limit of file descriptors, and its children's, to what a worker may need.
 
+    Args:
+        needed: Without so many it cannot be.
+        useful: So many besides are of use, as far as the machine allows them.
+
     Raises:
-        BootError: The machine does not allow so many.
+        BootError: The machine does not allow what is needed.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft != resource.RLIM_INFINITY and soft < needed:
-        try:
-            resource.setrlimit(resource.RLIMIT_NOFILE, (needed, max(hard, needed)))
-        except (ValueError, OSError) as error:
-            raise BootError(
-                f"a worker may need {needed} file descriptors, but only {hard} are allowed: "
-                "lower calls_per_worker, or raise the limit (ulimit -n, LimitNOFILE= in systemd)"
-            ) from error
+    wanted = needed + useful
+    if soft == resource.RLIM_INFINITY or soft >= wanted:
+        return
+    with suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, max(hard, wanted)))
+        return
+    if hard < needed:
+        raise BootError(
+            f"a worker may need {needed} file descriptors, but only {hard} are allowed: "
+            "lower calls_per_worker, or raise the limit (ulimit -n, LimitNOFILE= in systemd)"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _surroundings(config: Config, bell_fd: int, lifeline_fd: int) -> Surroundings:
+def _surroundings(config: Config, inheritance: Inheritance) -> Surroundings:
     try:
         files = {target: _log_file(target, config) for target in _targets(config)}
     except OSError as error:
@@ -275,7 +353,7 @@ def _surroundings(config: Config, bell_fd: int, lifeline_fd: int) -> Surrounding
     main = files[config.log.file]
     access = main if config.log.access == "-" else files.get(config.log.access)
     slow = main if config.slow.file == "-" else files.get(config.slow.file)
-    return Surroundings(main, access, slow, bell_fd, lifeline_fd)
+    return Surroundings(main, access, slow, inheritance)
 
 
 def _targets(config: Config) -> list[str]:

@@ -30,13 +30,16 @@ from select import POLLIN, poll
 from time import monotonic, sleep, time
 from typing import Final
 
-from fastagi_pool import callboard, stacks, tally
+from fastagi_pool import callboard, handover, quarantine, stacks, tally
+from fastagi_pool.aftermath import Aftermath
 from fastagi_pool.bulletin import Bulletin
 from fastagi_pool.doors import Doors
+from fastagi_pool.endings import GO_ON, last_words
 from fastagi_pool.errors import BootError
+from fastagi_pool.journal import BACKLOG_NAME
 from fastagi_pool.keeping import ObserverKeeper, ObserverMain, ObserverOrder
 from fastagi_pool.lifecycle import PID_FILE, drop_pid_file, hold_pid_file
-from fastagi_pool.logs import LOGGER_NAME, value
+from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.masterlog import MasterLog
 from fastagi_pool.messages import (
     DUMP_SIGNAL,
@@ -46,6 +49,7 @@ from fastagi_pool.messages import (
     Fork,
     Forked,
     ForkFailed,
+    Inheritance,
     Loaded,
     Message,
     Refused,
@@ -90,21 +94,25 @@ from fastagi_pool.version import VERSION
 LOAD_TIMEOUT_S: Final = 120.0
 #: A loader that was dismissed is gone by then, or killed.
 DISMISSED_S: Final = 2.0
+#: Witnesses of workers that were killed at the end get this long to tell the calls.
+WITNESSES_S: Final = 3.0
+#: So long the calls that nobody has taken over may take to hear it.
+TELLING_S: Final = 2.0
 #: The loop turns at least this often, for what only time brings about.
 TICK_S: Final = 0.25
 #: More than any configuration can ask for, and what the kernel allows (fs.nr_open).
 MOST_DESCRIPTORS: Final = 1_048_576
-#: Of the calls that died with a worker, so many are named in the log.
-MOST_NAMED: Final = 100
 #: The folders of what workers show of themselves.
 _FIGURES: Final = (callboard.FOLDER, tally.FOLDER, stacks.FOLDER)
+#: What goes on to hold: suspects, and what the journal's readers and writers tell each other.
+_KEPT_FILES: Final = (quarantine.FILE, BACKLOG_NAME, "journal.running")
 #: What an earlier run as root may have left in the runtime folder.
-_RUNTIME_FILES: Final = (PID_FILE, "scoreboard", *_FIGURES, "recordings", "control")
+_RUNTIME_FILES: Final = (PID_FILE, "scoreboard", *_FIGURES, "recordings", "control", *_KEPT_FILES)
 #: Source: PR_SET_CHILD_SUBREAPER in linux/prctl.h.
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _LOG_LEVELS: Final = {Level.INFO: logging.INFO, Level.WARNING: logging.WARNING, Level.ERROR: logging.ERROR}
-#: What the loader process runs: given its end of the channel, the bell and the lifeline.
-LoaderMain = Callable[[Channel, int, int], int]
+#: What the loader process runs: given its end of the channel, and what all children get.
+LoaderMain = Callable[[Channel, Inheritance], int]
 
 
 @dataclass(slots=True)
@@ -224,7 +232,13 @@ class Master:
         else:
             self._bell, self._ringer = state.bell
             self._lifeline, self._lifeline_end = state.lifeline
-        self._observer = ObserverKeeper(options.observer, self._forget_what_is_mine, self._lifeline)
+        known = state is not None and min(state.handover) >= 0
+        #: Nobody reads here: calls lie in it until a worker takes them.
+        self._handover = state.handover if state is not None and known else handover.make()
+        self._aftermath: Aftermath | None = None
+        #: Of workers that have ended.
+        self._witnesses: set[int] = set()
+        self._observer = ObserverKeeper(options.observer, self._forget_all, self._lifeline)
         self._inherited_state = state
 
     def run(self) -> ExitCode:
@@ -361,7 +375,7 @@ class Master:
             try:
                 ours.close()
                 self._forget_what_is_mine()
-                code = self._options.loader(theirs, self._ringer, self._lifeline)
+                code = self._options.loader(theirs, Inheritance(self._ringer, self._lifeline, self._handover))
             except BaseException:
                 # The log is closed here; standard error is what is left.
                 traceback.print_exc()
@@ -382,6 +396,12 @@ class Master:
         self._own_log.forget()
         mine = (self._wake, self._waker, self._bell, self._lifeline_end, *self._pid_files.values())
         for descriptor in mine:
+            os.close(descriptor)
+
+    def _forget_all(self) -> None:
+        """In the observer: close what only those hold who have to do with calls, too."""
+        self._forget_what_is_mine()
+        for descriptor in self._handover:
             os.close(descriptor)
 
     def _hear(self, loader: Loader) -> None:
@@ -460,6 +480,8 @@ class Master:
             except BootError as error:
                 self._log.error("the log stays where it is: %s", error)
             self._observer.want(_observer_order(current.loaded), monotonic())
+            if self._aftermath is not None:
+                self._aftermath.use(**current.loaded.quarantine)
         self._close_unused()
         if self._board is not None:
             self._board.set_generation(generation)
@@ -519,6 +541,7 @@ class Master:
                 raise BootError(f"cannot write pid_file {loaded.pid_file}: {error}") from error
         try:
             self._board = Scoreboard.create(self._runtime_dir / "scoreboard", os.getpid(), monotonic())
+            self._aftermath = Aftermath(self._runtime_dir)
         except OSError as error:
             raise BootError(f"cannot make a scoreboard in {self._runtime_dir}: {error}") from error
         self._board.set_generation(1)
@@ -620,6 +643,7 @@ class Master:
             observer_pid=self._observer.pid,
             pool=pool.state(),
             supervision=self._bulletin.state(),
+            handover=self._handover,
         )
 
     def _go_on(self, state: MasterState) -> None:
@@ -643,6 +667,12 @@ class Master:
                 Loader(each.generation, each.pid, channel, each.since_s, said, each.addresses)
             )
         self._bulletin.restore(state.supervision)
+        try:
+            lost, quarantined = self._bulletin.lost_calls, self._bulletin.quarantined
+            self._aftermath = Aftermath(self._runtime_dir, lost, quarantined)
+            self._aftermath.use(**loaded.quarantine)
+        except OSError as error:
+            self._log.error("requests that end workers are not quarantined: %s", error)
         self._bulletin.upgrade_ends()
         self._observer.adopt(state.observer_pid, _observer_order(loaded))
         self._log.info("upgraded: fastagi-pool %s has taken over from %s", VERSION, state.version)
@@ -707,8 +737,17 @@ class Master:
                 refusal = self._upgrade.tried(status == 0, _describe(status))
                 if refusal:
                     self._upgrade_refused(refusal)
-            elif not self._observer.has_ended(pid, _describe(status), monotonic()):
+            elif self._observer.has_ended(pid, _describe(status), monotonic()) or self._was_witness(pid):
+                pass  # All that there is to do is done.
+            else:
                 self._on_exit(pid, status)
+
+    def _was_witness(self, pid: int) -> bool:
+        """Whether a process was beside a worker: it is ours once that is dead, and nobody waits for it."""
+        known = pid in self._witnesses
+        self._witnesses.discard(pid)
+        board = self._board.occupied() if self._board is not None else ()
+        return known or any(facts.witness == pid for facts in board)
 
     def _bury(self, loader: Loader) -> None:
         """A loader has ended: hear its last words, and look for workers that it buried in silence."""
@@ -738,27 +777,15 @@ class Master:
             facts = self._board.facts(slot)
             self._pool.observe([facts], monotonic())
             self._bulletin.lines_were_lost(facts.lost_lines)
+            if _is_somebodys_child(facts.witness, [os.getpid()]):
+                self._witnesses.add(facts.witness)
             self._board.clear(slot)
-            if status != 0:
-                self._name_the_lost(slot, pid)
+            if status != 0 and self._aftermath is not None:
+                handle = self._pool.handles[slot]
+                ended_by_us = handle.phase is Phase.KILLED and handle.dumped_in is None
+                self._aftermath.see_to(slot, pid, not ended_by_us, monotonic())
+                self._bulletin.calls_were_lost(self._aftermath.lost, self._aftermath.quarantined)
         self._pool.exited(pid, _describe(status), status == 0, monotonic())
-
-    def _name_the_lost(self, slot: int, pid: int) -> None:
-        """Say of a worker that died which calls died with it."""
-        now_s = monotonic()
-        calls = [
-            each
-            for each in callboard.read_calls(self._runtime_dir / callboard.FOLDER / str(slot), slot)
-            if each.pid == pid
-        ]
-        for call in calls[:MOST_NAMED]:
-            self._log.error(
-                "worker=%d pid=%d took call=%s with it: route=%s uniqueid=%s callerid=%s age_s=%.1f, %s",
-                *(slot, pid, value(call.ref), value(call.route), value(call.uniqueid), value(call.callerid)),
-                *(now_s - call.accepted_s, f"{call.state.words} {value(call.command)}".strip()),
-            )
-        if len(calls) > MOST_NAMED:
-            self._log.error("worker=%d pid=%d took %d more calls with it", slot, pid, len(calls) - MOST_NAMED)
 
     # --- beginning and end for others to see
 
@@ -777,6 +804,13 @@ class Master:
         self._doors.close()
         for pid in (*(loader.pid for loader in self._loaders), *self._observer.dismiss()):
             _await_end(pid)
+        _await_orphans(WITNESSES_S)
+        # Or it would be waited for that somebody gives one more.
+        os.close(self._handover[1])
+        words = last_words("CRASH", "the worker died, and the server ends", "", GO_ON, channel_lives=True)
+        left = handover.refuse(self._handover[0], words, TELLING_S, poll)
+        if left.told or left.untold:
+            self._log.error("%d calls that nobody had begun were told so, %d could not be told", *left)
         self._log.info("ended")
         if self._exit_code is ExitCode.WORKERS and self._greeted:
             # It served, and gave up unasked: who keeps it alive takes it for dead, and starts it again.
@@ -840,6 +874,17 @@ def _await_end(pid: int) -> None:
         sleep(0.02)
     _kill(pid, signal.SIGKILL)
     os.waitpid(pid, 0)
+
+
+def _await_orphans(longest_s: float) -> None:
+    """Wait for those who became our children because their parents died: witnesses that still tell calls."""
+    deadline_s = monotonic() + longest_s
+    while monotonic() < deadline_s:
+        try:
+            if os.waitpid(-1, os.WNOHANG)[0] == 0:
+                sleep(0.02)
+        except ChildProcessError:
+            return
 
 
 def _describe(status: int) -> str:

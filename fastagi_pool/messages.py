@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
 from fastagi_pool import channel
@@ -21,6 +21,22 @@ from fastagi_pool import channel
 DUMP_SIGNAL: Final = signal.SIGRTMIN
 #: Most listening sockets that can be handed on.
 MAX_LISTENERS: Final = channel.MAX_DESCRIPTORS
+
+
+@dataclass(frozen=True, slots=True)
+class Inheritance:
+    """Descriptors that the master gives all its children.
+
+    Attributes:
+        bell: Written to, it wakes the master.
+        lifeline: Reading from it ends when the master does.
+        handover: Both ends of the way by which calls that have not begun go from a dead worker to another:
+            where they are taken, and where they are given.
+    """
+
+    bell: int
+    lifeline: int
+    handover: tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +57,7 @@ class Loaded:
         identity: The arguments of ``privileges.Identity``; empty to stay who we are.
         umask: Rights that new files do not get, as an octal number; empty to leave them as they are.
         chdir: Where to work; empty to stay.
+        quarantine: The arguments of ``aftermath.Aftermath.use``.
     """
 
     limits: dict[str, Any]
@@ -56,6 +73,7 @@ class Loaded:
     identity: dict[str, Any]
     umask: str
     chdir: str
+    quarantine: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

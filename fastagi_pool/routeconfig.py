@@ -32,6 +32,7 @@ from fastagi_pool.values import (
     Duration,
     ErrorPolicy,
     HandlerName,
+    LaneName,
     Options,
     Position,
     ProcessText,
@@ -45,12 +46,14 @@ from fastagi_pool.values import (
 )
 from fastagi_pool.yamlfile import Document, Location
 
+#: The lane of routes that name none.
+DEFAULT_LANE: Final = "default"
 _MIN_SCRIPT_MEMORY_BYTES: Final = 16 * 1024**2
 _OUTPUT_BYTES: Final = range(4 * 1024, 1024**3 + 1)
 
 #: Who may serve a route's calls, and the keys that mean something to this one alone.
 _OWN_KEYS: Final[Mapping[str, tuple[str, ...]]] = {
-    "handler": ("options", "databases", "on_hangup", "command_guard"),
+    "handler": ("options", "databases", "on_hangup", "command_guard", "deferrable"),
     "command": ("process", "precompile", "warm"),
     "upstream": (),
 }
@@ -420,6 +423,16 @@ class Route(Section):
     )
     slow_after: Duration | None = Field(
         default=None, description="Instead of `slow.after` on this route; 0 for never."
+    )
+    lane: LaneName = Field(
+        default=DEFAULT_LANE,
+        description="The lane that its calls belong to, one of those under `lanes`. `default` is there by "
+        "itself, and nothing is kept free for it.",
+    )
+    deferrable: Truth | None = Field(
+        default=None,
+        description="Whether calls whose database is away are written into the journal and done later, to "
+        "the dialplan a success. Absent: as the `handler` declares itself; `true` needs one that does.",
     )
 
     @model_validator(mode="before")

@@ -69,6 +69,9 @@ class Route:
         free_names: Whether :func:`script_fault` is not asked.
         slow_after_s: Beyond this much of the handler's own time a call is slow; 0 for never.
         drain_timeout_s: How long a call may go on once its worker drains; 0 ends it at once.
+        lane: The lane that its calls belong to.
+        deferred_by: The database whose outage defers its calls; empty if none does.
+        repeatable: Whether its handler bears being run twice.
     """
 
     name: str
@@ -90,6 +93,9 @@ class Route:
     free_names: bool = False
     slow_after_s: float = 0.0
     drain_timeout_s: float = 14400.0
+    lane: str = "default"
+    deferred_by: str = ""
+    repeatable: bool = False
 
     @property
     def conditions(self) -> tuple[object, ...]:

@@ -15,7 +15,7 @@ from setproctitle import setproctitle
 from fastagi_pool.errors import OperatorError
 from fastagi_pool.keeping import ObserverOrder
 from fastagi_pool.master import Master, MasterOptions, understand
-from fastagi_pool.messages import Channel
+from fastagi_pool.messages import Channel, Inheritance
 from fastagi_pool.notify import Notifier
 from fastagi_pool.source import Source
 from fastagi_pool.takeover import VARIABLE, TakeoverRefused, inherited_state, is_only_asked, own_program
@@ -32,13 +32,13 @@ def run_master(source: Source, report: Callable[[str], None], serving: Callable[
     # The configuration may say where to work.
     source = source.absolute()
 
-    def be_loader(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
+    def be_loader(channel: Channel, inheritance: Inheritance) -> int:
         from gevent import monkey
 
         monkey.patch_all(os=False, signal=False)
         from fastagi_pool.loader import run_loader
 
-        return run_loader(channel, bell_fd, lifeline_fd, source.load)
+        return run_loader(channel, inheritance, source.load)
 
     def be_observer(order: ObserverOrder, lifeline_fd: int) -> int:
         from gevent import monkey

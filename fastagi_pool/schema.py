@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import to_jsonable_python
 
 from fastagi_pool.config import Config, Database, Limits
+from fastagi_pool.laneconfig import Journal, Lane, Quarantine
 from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer
 from fastagi_pool.serviceconfig import Http, Log, Rotation, Slow
 from fastagi_pool.values import VARIABLE_SCHEMA
@@ -33,7 +34,21 @@ from fastagi_pool.yamlfile import Bare, bare_value
 Schema: TypeAlias = dict[str, Any]
 
 #: The mappings inside the file, each described once.
-_SECTIONS: Final = (Database, Http, Limits, Log, Process, Rotation, Route, Slow, Upstream, UpstreamServer)
+_SECTIONS: Final = (
+    Database,
+    Http,
+    Journal,
+    Lane,
+    Limits,
+    Log,
+    Process,
+    Quarantine,
+    Rotation,
+    Route,
+    Slow,
+    Upstream,
+    UpstreamServer,
+)
 #: What may stand for a value of each plain type; bounds belong to the first.
 _PLAIN: Final[Mapping[type, Sequence[Schema]]] = {
     NoneType: [{"type": "null"}],
@@ -102,7 +117,8 @@ def _value(annotation: Any, marks: Sequence[object]) -> Schema:
         case origin if origin is Annotated:
             return _value(inner[0], inner[1:])
         case origin if origin in (Union, UnionType):
-            return {"anyOf": [_value(choice, ()) for choice in inner]}
+            # Bounds are those of the numbers among the choices; None has none.
+            return {"anyOf": [_value(choice, marks if choice is not NoneType else ()) for choice in inner]}
         case origin if origin is tuple:
             return {"type": "array", "items": _value(inner[0], ())}
         case _:

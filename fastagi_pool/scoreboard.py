@@ -69,6 +69,9 @@ class _Header(IntEnum):
     LOST_LINES = 16
     #: Length of the text behind the slots: why the last reload was refused.
     TEXT_BYTES = 17
+    #: Calls that had begun in workers that died, and requests that were put into quarantine for that.
+    LOST_CALLS = 18
+    QUARANTINED = 19
     #: The first of the words that count restarts, one for each reason.
     RESTARTS = 32
 
@@ -95,6 +98,8 @@ class _Field(IntEnum):
     LAG_MS = 13
     #: Log lines that the worker could not write.
     LOST_LINES = 14
+    #: The process beside the worker that tells the truth if it dies.
+    WITNESS = 15
 
 
 class WorkerState(IntEnum):
@@ -117,7 +122,7 @@ class SlotFacts:
         state: What it says it does.
         started_s: Monotonic time of its start.
         deadline_s: Monotonic time by which it promised a sign of life; 0 for no promise.
-        active: Calls in progress.
+        active: Calls in progress, without those that wait for a place.
         served: Calls ended.
         failed: Calls ended in a failure.
         rss_bytes: Resident memory as it last measured.
@@ -125,6 +130,7 @@ class SlotFacts:
         places: Calls that it serves at the same time, at most; 0 before it has said so.
         lag_s: How late its hub was at its last beat: how long calls had to wait for their turn.
         lost_lines: Log lines that it could not write.
+        witness: The process beside it; 0 before it has said so.
     """
 
     slot: int
@@ -141,6 +147,7 @@ class SlotFacts:
     places: int = 0
     lag_s: float = 0.0
     lost_lines: int = 0
+    witness: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +168,8 @@ class Supervision:
         lost_lines: Log lines that the master, and workers that have ended, could not write.
         restarts: Why workers were replaced or ended, each reason with its number.
         error: Why the last reload or upgrade was refused; empty if it was not.
+        lost_calls: Calls that had begun in workers that died.
+        quarantined: How often a request was put into quarantine for having ended workers.
     """
 
     workers_wanted: int = 0
@@ -176,6 +185,8 @@ class Supervision:
     lost_lines: int = 0
     restarts: Mapping[str, int] = field(default_factory=dict)
     error: str = ""
+    lost_calls: int = 0
+    quarantined: int = 0
 
 
 class SlotWriter:
@@ -192,8 +203,16 @@ class SlotWriter:
         self._words = board.words
         self._base = _HEADER_WORDS + slot * _SLOT_WORDS
 
-    def begin(self, pid: int, generation: int, now_s: float) -> None:
-        """Take the slot over at the start of the worker."""
+    def begin(self, pid: int, generation: int, now_s: float, witness: int = 0) -> None:
+        """Take the slot over at the start of the worker.
+
+        Args:
+            pid: Its process.
+            generation: Its generation.
+            now_s: Monotonic time.
+            witness: The process that tells the truth if this one dies.
+        """
+        self._set(_Field.WITNESS, witness)
         self._set(_Field.PID, pid)
         self._set(_Field.GENERATION, generation)
         self._set(_Field.STARTED_MS, int(now_s * 1000))
@@ -228,13 +247,13 @@ class SlotWriter:
         """Publish how many log lines could not be written."""
         self._set(_Field.LOST_LINES, lines)
 
-    def call_begins(self) -> int:
-        """Count a call in; return how many are in progress now."""
-        words, base = self._words, self._base
-        words[base + 10] += 1
-        active = words[base + 5] + 1
-        words[base + 5] = active
-        return active
+    def takes_turn(self) -> None:
+        """Count a connection that was accepted."""
+        self._words[self._base + 10] += 1
+
+    def call_begins(self) -> None:
+        """Count a call in."""
+        self._words[self._base + 5] += 1
 
     def probe_ends(self) -> None:
         """Take back a call that turned out to be a connection without a word."""
@@ -252,7 +271,7 @@ class SlotWriter:
 
     @property
     def active(self) -> int:
-        """Calls in progress."""
+        """Calls in progress, and those that wait for a place."""
         return self._words[self._base + _Field.ACTIVE]
 
     @property
@@ -391,6 +410,8 @@ class Scoreboard:
                 reason: words[_Header.RESTARTS + place] for place, reason in enumerate(RESTART_REASONS)
             },
             error=self._memory[_TEXT_BEGINS : _TEXT_BEGINS + length].decode(errors="replace"),
+            lost_calls=words[_Header.LOST_CALLS],
+            quarantined=words[_Header.QUARANTINED],
         )
 
     def supervise(self, supervision: Supervision) -> None:
@@ -410,6 +431,8 @@ class Scoreboard:
         words[_Header.UPGRADES] = supervision.upgrades
         words[_Header.STOPPING] = supervision.stopping
         words[_Header.LOST_LINES] = supervision.lost_lines
+        words[_Header.LOST_CALLS] = supervision.lost_calls
+        words[_Header.QUARANTINED] = supervision.quarantined
         for place, reason in enumerate(RESTART_REASONS):
             words[_Header.RESTARTS + place] = supervision.restarts.get(reason, 0)
         # Last, because who waits for a reload looks at these.
@@ -439,7 +462,7 @@ class Scoreboard:
             state=WorkerState(row[_Field.STATE]),
             started_s=row[_Field.STARTED_MS] / 1000,
             deadline_s=row[_Field.DEADLINE_MS] / 1000,
-            active=row[_Field.ACTIVE],
+            active=max(0, row[_Field.ACTIVE] - row[_Field.QUEUED]),
             served=row[_Field.SERVED],
             failed=row[_Field.FAILED],
             rss_bytes=row[_Field.RSS_BYTES],
@@ -447,6 +470,7 @@ class Scoreboard:
             places=row[_Field.PLACES],
             lag_s=row[_Field.LAG_MS] / 1000,
             lost_lines=row[_Field.LOST_LINES],
+            witness=row[_Field.WITNESS],
         )
 
     def occupied(self) -> list[SlotFacts]:

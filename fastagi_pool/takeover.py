@@ -94,6 +94,7 @@ class MasterState:
         observer_pid: The observer's process; 0 if there is none.
         pool: What :meth:`pool.Pool.state` gave.
         supervision: What was published: the arguments of ``scoreboard.Supervision``.
+        handover: Both ends of the way from dead workers to others; -1 where a program knew of none.
     """
 
     version: str
@@ -109,6 +110,7 @@ class MasterState:
     observer_pid: int
     pool: Mapping[str, Any]
     supervision: Mapping[str, Any] = field(default_factory=dict)
+    handover: tuple[int, int] = (-1, -1)
 
     def to_json(self) -> str:
         """Write it as one text."""
@@ -130,6 +132,7 @@ class MasterState:
                 for each in fields.pop("loaders")
             ]
             pairs: dict[str, Any] = {name: tuple(fields.pop(name)) for name in ("bell", "lifeline", "kept")}
+            pairs["handover"] = tuple(fields.pop("handover", (-1, -1)))
             return cls(loaders=tuple(loaders), **pairs, **fields)
         except (ValueError, KeyError, TypeError) as error:
             reason = f"what the running server says of itself cannot be read: {error!r}"
@@ -139,7 +142,9 @@ class MasterState:
         """All descriptors that must stay open."""
         listeners = [number for group in self.listeners.values() for number in group]
         channels = [loader.channel_fd for loader in self.loaders if loader.channel_fd >= 0]
-        return [self.board_fd, *listeners, *self.pid_files.values(), *self.bell, *self.lifeline, *channels]
+        handover = [number for number in self.handover if number >= 0]
+        pipes = [*self.bell, *self.lifeline, *handover]
+        return [self.board_fd, *listeners, *self.pid_files.values(), *pipes, *channels]
 
 
 def own_program(environment: Mapping[str, str]) -> Program:

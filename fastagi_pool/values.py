@@ -352,7 +352,7 @@ _URL = re.compile(r"(?P<driver>[a-z][a-z0-9_]*(?:\+[a-z][a-z0-9_]*)?)://(?P<rest
 _LOGIN = re.compile(r"(?P<user>[^:/@]*)(?::(?P<password>.*))?@", re.DOTALL)
 
 
-def _parse_database_name(value: str) -> str:
+def _parse_plain_name(value: str) -> str:
     if not re.fullmatch(r"[a-z][a-z0-9_]*", value):
         raise ValueError("must be a name of small letters, digits and '_' that begins with a letter")
     return value
@@ -593,7 +593,9 @@ PathOrNothing: TypeAlias = Annotated[str, AfterValidator(_parse_path_or_nothing)
 #: Which argument of AGI(), from 1.
 Position: TypeAlias = Annotated[int, BeforeValidator(_parse_position)]
 #: By which handlers know a database.
-DatabaseName: TypeAlias = Annotated[str, AfterValidator(_parse_database_name)]
+DatabaseName: TypeAlias = Annotated[str, AfterValidator(_parse_plain_name)]
+#: By which routes know a lane.
+LaneName: TypeAlias = Annotated[str, AfterValidator(_parse_plain_name)]
 #: At least one URL, all of the same driver; a single one may stand without a list.
 DatabaseUrls: TypeAlias = Annotated[
     tuple[str, ...],

@@ -8,21 +8,18 @@ Laws:
     * A worker whose master is gone drains and ends: nobody would replace or watch it.
     * A call in a worker that drains goes on for as long as its route gives it then, and no longer.
 
-How accepting is shared: several processes wait on one listening socket, and the kernel wakes
-whom it likes. So a worker that has more calls in progress, or took more turns, than the worker with
-the fewest steps back for a moment and lets another take the call. The moment is bounded: if nobody
-came, it takes the call itself.
+Connections come in by ``reception``. What a call wants is read first, then it waits for a place in its lane
+for a bounded time (``admission``), or is told that there is none.
 
-When every place in every worker is taken, further calls are accepted all the same: they wait for a place,
-for a bounded time, and are then told that there is none.
+Beside each worker lives its witness, which has the same sockets open and tells the truth if the worker dies.
+What it gives away of calls that had not begun, any worker takes.
 """
 
 from __future__ import annotations
 
-import _socket
-import errno
 import faulthandler
 import os
+import secrets
 import signal
 import sys
 import time
@@ -37,53 +34,44 @@ import gevent
 import gevent.event
 from setproctitle import setproctitle
 
-from fastagi_pool import stacks
+from fastagi_pool import callboard, stacks
+from fastagi_pool.admission import Admission
 from fastagi_pool.application import Application
 from fastagi_pool.attendants import Attendants
 from fastagi_pool.callboard import NO_ROW
 from fastagi_pool.context import Context
+from fastagi_pool.custody import NO_CUSTODY, Custody, NoCustody, most_descriptors
+from fastagi_pool.deferring import Deferrals
 from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.endings import OnError
-from fastagi_pool.errors import DatabaseUnavailable
+from fastagi_pool.errors import DatabaseUnavailable, JournalUnavailable, OperatorError
 from fastagi_pool.handlers.builtin import Load
-from fastagi_pool.listeners import is_allowed, refuse_newcomers, refuses_newcomers, welcome
-from fastagi_pool.logs import AccessLog, LogFile, PrintedLines, rename, reopen_all
+from fastagi_pool.journal import Journal
+from fastagi_pool.lanes import Lanes
+from fastagi_pool.listeners import welcome
+from fastagi_pool.logs import SYSLOG, AccessLog, LogFile, PrintedLines, rename, reopen_all
 from fastagi_pool.lookout import Lookout
-from fastagi_pool.messages import DUMP_SIGNAL
+from fastagi_pool.messages import DUMP_SIGNAL, Inheritance
+from fastagi_pool.quarantine import FILE as QUARANTINE_FILE
+from fastagi_pool.quarantine import Quarantine
+from fastagi_pool.reception import MOST_REFUSED, Reception, Refusal
 from fastagi_pool.recording import FOLDER, Recorder
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
 from fastagi_pool.session import Session
 from fastagi_pool.showing import Showing
 from fastagi_pool.slowlog import SlowLog
-from fastagi_pool.waiting import WaitingRoom
+from fastagi_pool.witness import Ward, Witness, crash_words, post
 
 #: What a worker listens to; everything else that the master understands it ignores.
 WORKER_SIGNALS: Final = frozenset(
     {signal.SIGTERM, signal.SIGQUIT, signal.SIGINT, signal.SIGUSR1, DUMP_SIGNAL}
 )
-#: Connections taken in one go, before the calls in progress get their turn again.
-ACCEPT_BATCH: Final = 16
-#: How many more calls in progress than the least busy worker, or more turns than the one with the
-#: fewest, make a worker step back.
-ACTIVE_SLACK: Final = 2
-TURNS_SLACK: Final = 16
-#: One step back lasts this long; after so many in a row the worker takes the call itself.
-STEP_BACK_S: Final = 0.0005
-STEPS_BACK: Final = 2
 #: How often limits of sessions are looked at: how late a time-out may come.
 SWEEP_S: Final = 0.1
 #: Slow calls that are written down at one look, stack and all: hundreds would keep others from their turn.
 MOST_SLOW: Final = 50
 #: How often a worker gives a sign of life, unless the watchdog wants it more often.
 BEAT_S: Final = 1.0
-#: Pause in accepting when the process or the machine is out of file descriptors or memory.
-EXHAUSTED_S: Final = 0.1
-#: When the worker is full but another is not, it looks again after this long.
-FULL_S: Final = 0.01
-#: Calls that are being refused at the same time: each may take a moment to read why.
-MOST_REFUSED: Final = 32
-#: Remembered answers to "may this address call?"; beyond it the memory begins anew.
-_REMEMBERED_PEERS: Final = 4096
 _READ: Final = 1
 
 
@@ -114,27 +102,34 @@ class Surroundings:
         log: The log file.
         access: The access log's file; None for no access log.
         slow: The slow log's file; None for no slow log.
-        bell_fd: Written to, it wakes the master.
-        lifeline_fd: Reading from it ends when the master does.
+        inheritance: What the master gives all its children.
     """
 
     log: LogFile
     access: LogFile | None
     slow: LogFile | None
-    bell_fd: int
-    lifeline_fd: int
+    inheritance: Inheritance
 
 
 class Worker:
     """One worker process, from after the fork to its exit code."""
 
-    def __init__(self, birth: Birth, application: Application, surroundings: Surroundings) -> None:
+    def __init__(
+        self,
+        birth: Birth,
+        application: Application,
+        surroundings: Surroundings,
+        custody: Custody | NoCustody,
+        witness: int,
+    ) -> None:
         """Take the slot over. Called in the child.
 
         Args:
             birth: Who we are.
             application: What to serve.
             surroundings: What we inherited.
+            custody: Where it stands which descriptors are calls.
+            witness: The process that tells the truth if this one dies; 0 for none.
         """
         self._pid = os.getpid()
         self._config = application.config
@@ -143,7 +138,7 @@ class Worker:
         self._birth = birth
         self._board = birth.scoreboard
         self._slot = SlotWriter(self._board, birth.slot)
-        self._slot.begin(self._pid, birth.generation, monotonic())
+        self._slot.begin(self._pid, birth.generation, monotonic(), witness)
         self._identity = f"worker={birth.slot} gen={birth.generation} pid={self._pid}"
         self._log = rename(self._identity)
         # A handler module that used gevent while it was imported left a hub of the zygote's.
@@ -151,13 +146,13 @@ class Worker:
         self._hub: Any = gevent.get_hub()
         # What fails in the hub or in a greenlet that a handler started must be found in the log.
         self._hub.exception_stream = surroundings.log
-        self._lifeline = self._hub.loop.io(surroundings.lifeline_fd, _READ)
+        self._lifeline = self._hub.loop.io(surroundings.inheritance.lifeline, _READ)
         self._attendants = Attendants(self._hub)
+        self._custody = custody
+        self._witness = self._hub.loop.io(os.pidfd_open(witness), _READ) if witness else None
         self._sessions: set[Session] = set()
         self._watchers: list[Any] = []
-        self._acceptors = [self._prepare_acceptor(descriptor) for descriptor in birth.listeners]
-        self._full = self._draining = False
-        self._steps_back = self._refused = self._turned_away = 0
+        self._draining = False
         self._draining_since_s = 0.0
         self._over = gevent.event.Event()
         self._databases = application.make_databases()
@@ -166,11 +161,11 @@ class Worker:
             application.door.leave_the_far_end()
         self._launches = application.connect_scripts(self._log)
         self._recorder = Recorder(self._config.runtime_dir / FOLDER)
-        self._session_limits = application.session_limits
-        self._header_limits = application.header_limits
+        self._limits = (application.session_limits, application.header_limits)
         self._max_active = self._config.calls_per_worker
-        self._waiting: WaitingRoom[Session] = WaitingRoom(self._config.max_queue, self._config.max_wait)
-        self._peers: dict[str, bool] = {}
+        self._admission = self._open_admission()
+        self._journal, self._deferrals = self._open_journal()
+        self._reception = self._open_reception()
         self._beat_s = min(BEAT_S, self._config.watchdog / 4) or BEAT_S
         self._access = self._open_access_log()
         self._showing = self._open_showing()
@@ -184,6 +179,8 @@ class Worker:
         _close_the_terminal()
         self._listen_to_signals()
         self._lifeline.start(self._on_master_gone)
+        if self._witness is not None:
+            self._witness.start(self._on_witness_gone)
         self._set_title()
         self._lookout.start()
         try:
@@ -200,10 +197,12 @@ class Worker:
     def _is_fit(self) -> bool:
         """Get ready to serve; False if that is not possible, which is logged."""
         try:
-            self._application.open_databases(self._databases, self._log)
+            self._application.open_databases(self._databases, self._log, self._birth.prove)
+            if self._birth.prove:
+                self._application.make_marks(self._databases)
             for setup in self._application.setups:
                 setup(self._worker_context())
-        except DatabaseUnavailable as error:
+        except (DatabaseUnavailable, OperatorError) as error:
             self._log.error("cannot start: %s", error)
             return False
         except BaseException:
@@ -219,12 +218,6 @@ class Worker:
             return False
         return True
 
-    def _prepare_acceptor(self, descriptor: int) -> tuple[Any, Any, Callable[[], None]]:
-        listener = _socket.socket(fileno=descriptor)
-        listener.setblocking(False)
-        watcher = self._hub.loop.io(descriptor, _READ)
-        return listener, watcher, partial(self._on_readable, listener)
-
     def _build_dispatcher(self) -> Dispatcher:
         return Dispatcher(
             table=self._application.served,
@@ -233,11 +226,55 @@ class Worker:
             state=self._state,
             log=self._log,
             records=[*([self._access] if self._access else []), *self._showing.records],
-            ref_prefix=f"{int(time.time()):x}-{self._pid:x}-",
+            # In a container pids and seconds repeat themselves, and clocks are stepped; references must not.
+            ref_prefix=f"{int(time.time()):x}-{self._pid:x}{secrets.token_hex(3)}-",
             on_error=OnError.parse(self._config.on_error),
             recorder=self._recorder,
             on_slow=self._showing.on_slow,
+            door=self._admission,
+            quarantine=self._open_quarantine(),
+            deferrals=self._deferrals,
         )
+
+    def _open_reception(self) -> Reception:
+        spare = most_descriptors() - self._application.descriptors
+        return Reception(
+            hub=self._hub,
+            board=self._board,
+            slot=self._slot,
+            listeners=self._birth.listeners,
+            taking_fd=self._surroundings.inheritance.handover[0],
+            make_session=self._make_session,
+            begin=self._begin,
+            places=self._max_active,
+            taken=lambda: self._admission.active,
+            most_silent=min(self._config.limits.connections, max(1, spare)),
+            allow=self._config.allow,
+            log=self._log,
+        )
+
+    def _open_admission(self) -> Admission:
+        application, limits = self._application, self._config.limits
+        lanes: Lanes[Any] = Lanes(self._max_active, application.lanes, limits.calls_per_server)
+        return Admission(lanes, self._hub, self._slot.set_queued)
+
+    def _open_journal(self) -> tuple[Journal | None, Deferrals | None]:
+        try:
+            journal = self._application.open_journal()
+        except JournalUnavailable as error:
+            self._log.error("calls whose database is away will fail: %s", error)
+            journal = None
+        marks = self._application.marks()
+        if journal is None or marks is None:
+            return None, None
+        return journal, Deferrals(journal, journal.backlog, self._hub, marks.mark_of)
+
+    def _open_quarantine(self) -> Quarantine | None:
+        try:
+            return Quarantine.attach(self._config.runtime_dir / QUARANTINE_FILE)
+        except (OSError, ValueError) as error:
+            self._log.warning("requests that end workers are not refused: %s", error)
+            return None
 
     def _read_load(self) -> Load:
         accepting = [facts for facts in self._board.occupied() if facts.state is WorkerState.READY]
@@ -262,7 +299,7 @@ class Worker:
             self._slot,
             self._beat_s,
             self._max_active,
-            self._config.max_queue + MOST_REFUSED,
+            sum(lane.max_queue for lane in self._application.lanes) + MOST_REFUSED,
             [route.name for route in self._application.served.routes],
             SlowLog(file, self._identity, self._config.log.format) if file else None,
             self._log,
@@ -289,7 +326,7 @@ class Worker:
         self._watch(self._hub.loop.timer(self._beat_s, repeat=self._beat_s), self._beat)
         self._watch(self._hub.loop.timer(SWEEP_S, repeat=SWEEP_S), self._sweep)
         if not self._draining:
-            self._resume_accepting()
+            self._reception.open()
             self._slot.set_state(WorkerState.READY)
         self._ring()
 
@@ -299,6 +336,10 @@ class Worker:
                 teardown(self._worker_context())
             except Exception:
                 self._log.exception("teardown failed")
+        if self._deferrals is not None:
+            self._deferrals.close()
+        if self._journal is not None:
+            self._journal.close()
         for database in self._databases.values():
             database.close()
         if self._launches is not None:
@@ -329,10 +370,15 @@ class Worker:
         self._lifeline.stop()
         if not self._draining:
             self._log.warning("the master is gone: finishing %d calls", self._slot.active)
-        for listener, _, _ in self._acceptors:
-            self._close_the_door(listener)
+        self._reception.close_the_doors()
         self._drain()
         self._watch(self._hub.loop.timer(self._config.graceful_timeout), self._stop)
+
+    def _on_witness_gone(self) -> None:
+        if self._witness is not None:
+            self._witness.stop()
+        self._log.error("the witness is gone: nobody would tell the truth if this worker died; it drains")
+        self._drain()
 
     def _drain(self) -> None:
         if self._draining:
@@ -340,45 +386,19 @@ class Worker:
         self._draining = True
         self._draining_since_s = monotonic()
         self._slot.set_state(WorkerState.DRAINING)
-        # Nobody else can take them over, and nobody new comes: they need not wait.
-        while self._serve_next():
-            pass
+        # Nobody new comes: they need not wait.
+        self._admission.drain()
         # Some may have come between the closing of the door and this order.
         for session in self._sessions:
             if session.fileno() >= 0:
                 welcome(session.fileno())
-        self._leave_the_queue()
+        self._reception.leave()
         self._end_if_idle()
-
-    def _close_the_door(self, listener: Any) -> None:
-        try:
-            refuse_newcomers(listener)
-        except OSError as error:
-            self._log.error("cannot refuse newcomers: %s", error)
-
-    def _leave_the_queue(self) -> None:
-        """Accept no more. What waits is left to others, unless nobody new may come: then it is ours.
-
-        Closing would reset whoever waits, and that is a success to the dialplan. Those for whom there is
-        no file descriptor now are taken when a call has ended.
-        """
-        self._pause_accepting()
-        for acceptor in list(self._acceptors):
-            listener, watcher, _ = acceptor
-            try:
-                while refuses_newcomers(listener) and self._accept(listener):
-                    pass
-            except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM):
-                    return
-                self._log.error("cannot accept: %s", error)
-            self._acceptors.remove(acceptor)
-            watcher.close()
-            listener.close()
 
     def _stop(self) -> None:
         self._drain()
         now_s = monotonic()
+        self._reception.stop(now_s)
         for session in list(self._sessions):
             session.stop(now_s)
 
@@ -388,7 +408,7 @@ class Worker:
 
     def _ring(self) -> None:
         try:
-            os.write(self._surroundings.bell_fd, b"!")
+            os.write(self._surroundings.inheritance.bell, b"!")
         except (BlockingIOError, BrokenPipeError):
             pass  # The bell is ringing already, or nobody is there to hear it.
 
@@ -402,16 +422,10 @@ class Worker:
             self._dispatcher.join_recordings()
         for session in self._sessions:
             session.row.show()
-        if self._turned_away:
-            self._log.warning(
-                "%d calls were refused in the last %g s: every place in every worker is taken "
-                "(calls_per_worker: %d, max_queue: %d)",
-                *(self._turned_away, self._beat_s, self._max_active, self._config.max_queue),
-            )
-            self._turned_away = 0
         files = {self._surroundings.log, self._surroundings.access, self._surroundings.slow}
         lost_lines = sum(file.lost_lines for file in files if file is not None)
-        self._showing.publish(now_s, len(self._waiting), lost_lines, self._databases.values())
+        lanes = zip(self._application.lanes, self._admission.facts(), strict=True)
+        self._showing.publish(now_s, lost_lines, self._databases.values(), lanes)
         self._set_title()
 
     def _set_title(self) -> None:
@@ -431,145 +445,34 @@ class Worker:
         if self._draining:
             for session in list(self._sessions):
                 session.end_draining(self._draining_since_s, now_s)
-        for session in self._waiting.give_up(now_s):
-            self._begin_waiting(session, self._refuse_overload)
+        self._reception.sweep(now_s)
+        self._admission.sweep(now_s)
         self._end_if_idle()
 
-    # --- accepting
+    # --- calls
 
-    def _resume_accepting(self) -> None:
-        self._full = False
-        if not self._draining:
-            for _, acceptor, callback in self._acceptors:
-                acceptor.start(callback)
+    def _make_session(self, descriptor: int, peer: str) -> Session:
+        return Session(descriptor, peer, self._hub, *self._limits, NO_ROW, self._custody)
 
-    def _pause_accepting(self) -> None:
-        for _, acceptor, _ in self._acceptors:
-            acceptor.stop()
-
-    def _pause_for(self, pause_s: float) -> None:
-        self._pause_accepting()
-        timer = self._hub.loop.timer(pause_s)
-        timer.start(self._resume_accepting)
-
-    def _on_readable(self, listener: Any) -> None:
-        """Take connections; runs in the hub, so nothing here may block or raise."""
-        if self._steps_back < STEPS_BACK and self._has_more_than_others():
-            self._steps_back += 1
-            self._pause_for(STEP_BACK_S)
-            return
-        self._steps_back = 0
-        for _ in range(ACCEPT_BATCH):
-            if not self._may_accept():
-                return
-            try:
-                if not self._accept(listener):
-                    return
-            except OSError as error:
-                self._log.error("cannot accept: %s", error)
-                self._pause_for(EXHAUSTED_S)
-                return
-
-    @property
-    def _has_place(self) -> bool:
-        """Whether one more call can be served."""
-        return self._slot.active - self._refused < self._max_active
-
-    def _may_accept(self) -> bool:
-        """Whether one more connection can be taken, if only to wait or to be refused; else pause."""
-        if self._has_place:
-            return True
-        if self._refused >= MOST_REFUSED:
-            self._full = True
-            self._pause_accepting()
-            return False
-        if self._board.least_busy()[0] < self._max_active:
-            self._full = True
-            self._pause_for(FULL_S)
-            return False
-        return True
-
-    def _accept(self, listener: Any) -> bool:
-        """Take one connection, if one waits; raises OSError when the machine is out of something."""
-        try:
-            descriptor, address = listener._accept()
-        except BlockingIOError:
-            return False
-        except ConnectionAbortedError:
-            return True
-        self._begin_session(descriptor, address)
-        return True
-
-    def _has_more_than_others(self) -> bool:
-        fewest_active, fewest_turns = self._board.least_busy()
-        slot = self._slot
-        return slot.active > fewest_active + ACTIVE_SLACK or slot.turns > fewest_turns + TURNS_SLACK
-
-    def _begin_session(self, descriptor: int, address: Any) -> None:
-        os.set_blocking(descriptor, False)
-        peer = address[0] if isinstance(address, tuple) else "unix"
-        row = self._showing.new_row()
-        session = Session(descriptor, peer, self._hub, self._session_limits, self._header_limits, row)
-        if not self._may_call(peer):
-            self._begin(session, self._deny)
-        elif self._draining or (self._has_place and not len(self._waiting)):
-            self._begin(session, self._serve)
-        elif self._finds_room(session):
-            session.queues()
-        else:
-            self._begin(session, self._refuse_overload)
-
-    def _finds_room(self, session: Session) -> bool:
-        """Admit a call to the waiting room, if need be in the place of callers who have left."""
-        if self._waiting.admit(session, monotonic()):
-            return True
-        for gone in self._waiting.weed(lambda each: each.peer_has_closed):
-            self._begin_waiting(gone, self._refuse_overload)
-        return self._waiting.admit(session, monotonic())
-
-    def _begin_waiting(self, session: Session, serve: Callable[[Session], None]) -> None:
-        """Begin with a call that has waited until now."""
-        session.called_in()
-        self._begin(session, serve)
-
-    def _begin(self, session: Session, serve: Callable[[Session], None]) -> None:
+    def _begin(self, session: Session, refusal: Refusal | None) -> None:
+        """Serve a session in a greenlet of its own, or tell it that it is not served."""
         self._slot.call_begins()
-        self._attendants.attend(serve, session)
-
-    def _serve_next(self) -> bool:
-        """Serve who has waited longest, if anybody waits."""
-        session = self._waiting.call_in()
-        if session is not None:
-            self._begin_waiting(session, self._serve)
-        return session is not None
+        session.show_in(self._showing.new_row())
+        if refusal is None:
+            self._attendants.attend(self._serve, session)
+        else:
+            self._attendants.attend(partial(self._refuse, refusal), session)
 
     def _serve(self, session: Session) -> None:
         self._carry(session, self._dispatcher.serve)
 
-    def _deny(self, session: Session) -> None:
-        self._refuse(session, "denied", "the address is not in allow")
-
-    def _refuse_overload(self, session: Session) -> None:
-        self._turned_away += 1
-        self._refuse(session, "overload", "every place in every worker is taken")
-
-    def _refuse(self, session: Session, outcome: str, reason: str) -> None:
-        def refuse(each: Session) -> bool:
-            try:
-                return self._dispatcher.refuse(each, outcome, reason)
-            finally:
-                # Before the slot counts it out: it held no place that a waiting call could take.
-                self._refused -= 1
-
-        self._refused += 1
-        self._carry(session, refuse)
+    def _refuse(self, refusal: Refusal, session: Session) -> None:
+        self._carry(session, lambda each: self._dispatcher.refuse(each, refusal.outcome, refusal.reason))
+        self._reception.was_refused(session)
 
     def _carry(self, session: Session, serve: Callable[[Session], bool | None]) -> None:
         """Carry a session to its end, come what may, and count it unless it was a mere probe."""
         self._sessions.add(session)
-        if self._draining:
-            # It may have waited since before the door was closed.
-            welcome(session.fileno())
         failed: bool | None = True
         try:
             failed = serve(session)
@@ -584,32 +487,48 @@ class Worker:
                 self._slot.probe_ends()
             elif self._slot.call_ends(failed):
                 self._ring()
-            if self._draining or self._full or len(self._waiting):
-                # Not here: a greenlet that starts the next call is left in the middle of it, for ever.
-                self._hub.loop.run_callback(self._use_place)
-
-    def _use_place(self) -> None:
-        """Give the place of a call that has ended to who waits for it."""
-        while self._has_place and self._serve_next():
-            pass
-        if self._draining:
-            self._end_if_idle()
-        elif self._full:
-            self._resume_accepting()
+            if self._draining:
+                # Not here: this greenlet would end the worker in the middle of its own call.
+                self._hub.loop.run_callback(self._end_if_idle)
 
     def _end_if_idle(self) -> None:
-        if self._draining and self._acceptors:
-            self._leave_the_queue()
-        if self._draining and not self._acceptors and not self._slot.active and not len(self._waiting):
+        if self._draining and self._reception.leave() and not self._slot.active:
+            self._reception.close()
             self._over.set()
 
-    def _may_call(self, peer: str) -> bool:
-        known = self._peers.get(peer)
-        if known is None:
-            if len(self._peers) >= _REMEMBERED_PEERS:
-                self._peers.clear()
-            known = self._peers[peer] = is_allowed(peer, self._config.allow)
-        return known
+
+def _post_witness(
+    application: Application, surroundings: Surroundings, birth: Birth, custody: Custody
+) -> int:
+    """Make the process that tells the truth if this one dies, and return its pid.
+
+    Raises:
+        RuntimeError: This is no machine on which that can be done.
+        OSError: There is no memory for it.
+    """
+    config, files = application.config, (surroundings.log, surroundings.access, surroundings.slow)
+    for file in files:
+        if file is not None and file.target == SYSLOG:
+            # Opened anew by each: of two who share one, one would close the other's, or another's by then.
+            file.reopen()
+    ward = Ward(
+        slot=birth.slot,
+        generation=birth.generation,
+        pid=os.getpid(),
+        gone_fd=os.pidfd_open(os.getpid()),
+        calls_file=config.runtime_dir / callboard.FOLDER / str(birth.slot),
+        listeners=birth.listeners,
+        kept={file.fileno() for file in files if file is not None},
+    )
+    words = partial(
+        crash_words,
+        on_errors={route.name: route.on_error for route in application.served.routes},
+        otherwise=OnError.parse(config.on_error),
+    )
+    taking, giving = surroundings.inheritance.handover
+    lifeline = surroundings.inheritance.lifeline
+    witness = Witness(ward, custody, giving, words, taking, lifeline)
+    return post(witness.run)
 
 
 def _close_the_terminal() -> None:
@@ -622,4 +541,8 @@ def _close_the_terminal() -> None:
 
 def live(application: Application, surroundings: Surroundings, birth: Birth) -> int:
     """Be a worker, from birth to exit code (called in the child that the zygote forked)."""
-    return Worker(birth, application, surroundings).run()
+    if not application.config.witness:
+        return Worker(birth, application, surroundings, NO_CUSTODY, 0).run()
+    custody = Custody(most_descriptors())
+    witness = _post_witness(application, surroundings, birth, custody)
+    return Worker(birth, application, surroundings, custody, witness).run()

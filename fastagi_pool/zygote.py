@@ -17,7 +17,7 @@ import gc
 import logging
 import os
 import signal
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from select import POLLIN
 from typing import Any, Final, NoReturn, Protocol
 
@@ -66,7 +66,7 @@ class Zygote:
         reopen_logs: Callable[[], None],
         set_title: Callable[[str], None],
         poll: Callable[[], Any],
-        companion: Companion,
+        companions: Sequence[Companion],
     ) -> None:
         """Prepare to serve the master.
 
@@ -79,7 +79,7 @@ class Zygote:
             set_title: Sets the process title.
             poll: The standard library's ``select.poll``; gevent's would start a hub, which takes
                 SIGCHLD for itself.
-            companion: The other process that is ours besides the workers.
+            companions: The other processes that are ours besides the workers.
         """
         self._channel = channel
         self._prepare = prepare
@@ -88,7 +88,7 @@ class Zygote:
         self._reopen_logs = reopen_logs
         self._set_title = set_title
         self._poll = poll
-        self._companion = companion
+        self._companions = companions
 
     def run(self) -> int:
         """Serve until the master closes the channel; return the exit code."""
@@ -110,7 +110,8 @@ class Zygote:
             if bell in ready:
                 os.read(bell, 512)
             self._reap()
-            self._companion.look_after()
+            for companion in self._companions:
+                companion.look_after()
             if self._channel.fileno() in ready:
                 received = self._channel.receive()
                 if received is None:
@@ -163,5 +164,5 @@ class Zygote:
                 return
             if pid == 0:
                 return
-            if not self._companion.has_ended(pid):
+            if not any(companion.has_ended(pid) for companion in self._companions):
                 self._channel.send(Ended(pid, status))

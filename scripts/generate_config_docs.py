@@ -1,9 +1,8 @@
 """Write the configuration's reference and its JSON Schema, or check that they are up to date.
 
 Laws:
-    * Types, defaults and descriptions come from the models in ``fastagi_pool.config`` and
-      ``fastagi_pool.routeconfig`` alone; only the head of the reference, which explains the file as a whole,
-      is written here.
+    * Types, defaults and descriptions come from the models of the configuration alone; only the head of the
+      reference, which explains the file as a whole, is written here.
     * ``--check`` writes nothing; it exits 1 if a file is not what would be written.
 
 Use: ``python scripts/generate_config_docs.py [--check]``
@@ -20,6 +19,7 @@ import yaml
 from generated import ROOT, write_or_check
 
 from fastagi_pool.config import Config, Database, Limits
+from fastagi_pool.laneconfig import Journal, Lane, Quarantine
 from fastagi_pool.routeconfig import Process, Route, Upstream, UpstreamServer
 from fastagi_pool.schema import json_schema
 from fastagi_pool.serviceconfig import Http, Log, Rotation, Slow
@@ -27,6 +27,8 @@ from fastagi_pool.values import ServerAddress
 
 _REFERENCE: Final = ROOT / "docs" / "configuration.md"
 _SCHEMA: Final = ROOT / "conf" / "fastagi-pool.schema.json"
+#: Their defaults stand in tables of their own.
+_OWN_SECTIONS: Final = frozenset({"limits", "quarantine", "journal", "log", "slow", "http"})
 
 _HEAD: Final = """\
 # Configuration
@@ -76,7 +78,7 @@ the matches of a glob in alphabetical order. A glob that matches nothing is fine
 is named in full is a problem. Each file is read once, and included files include no others.
 
 - The lists `listen`, `allow`, `python_path` and `routes` are joined in the order of the files.
-- The mappings `limits`, `log`, `slow`, `http` and `databases` are united.
+- Mappings such as `limits`, `lanes`, `log` and `databases` are united.
 - Anything else may be set in one of the files only: nothing silently replaces anything.
 
 Relative paths in `python_path` start from the file that names them; all other paths are absolute.
@@ -90,8 +92,11 @@ def reference() -> str:
     config = Config(routes=(Route(default=True, handler="a:b"),))
     server = UpstreamServer(address=ServerAddress("a", 1))
     sections = [
-        ("Top level", schema, config, {"routes", "limits", "log", "slow", "http"}),
+        ("Top level", schema, config, {"routes", *_OWN_SECTIONS}),
         ("`limits`", definitions["Limits"], Limits(), set()),
+        ("Each of `lanes`", definitions["Lane"], Lane(), set()),
+        ("`quarantine`", definitions["Quarantine"], Quarantine(), set()),
+        ("`journal`", definitions["Journal"], Journal(), set()),
         ("`log`", definitions["Log"], Log(), {"rotate"}),
         ("`rotate` of `log`", definitions["Rotation"], Rotation(), set()),
         ("`slow`", definitions["Slow"], Slow(), set()),
@@ -147,13 +152,18 @@ def _type(schema: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         case "object":
             return "mapping"
         case "integer":
-            return f"whole number, {schema['minimum']} to {schema['maximum']}"
+            return f"whole number{_bounds(schema)}"
         case "number":
-            return f"number, {schema['minimum']} to {schema['maximum']}"
+            return f"number{_bounds(schema)}"
         case "boolean":
             return "true or false"
         case _:
             return "text"
+
+
+def _bounds(schema: Mapping[str, Any]) -> str:
+    """Say what a number may be; nothing of one that may be absent, whose description says it."""
+    return f", {schema['minimum']} to {schema['maximum']}" if "minimum" in schema else ""
 
 
 def main(arguments: list[str]) -> int:

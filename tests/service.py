@@ -99,6 +99,8 @@ class PoolService:
             "log": {"file": str(self.log_path), "access": str(self.access_path)},
             # Its usual port is one for all pools of this machine.
             "http": {"listen": "off"},
+            # So is the journal, and calls of another test may lie in it.
+            "journal": {"file": str(folder / "journal.db")},
             "python_path": [str(python_path)],
             "routes": [dict(route) for route in routes],
         }

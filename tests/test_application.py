@@ -12,7 +12,8 @@ import pytest
 from fastagi_pool.application import Application, assemble, upstream_settings
 from fastagi_pool.config import load, load_text
 from fastagi_pool.endings import GO_ON, ErrorAction, OnError
-from fastagi_pool.errors import ConfigError, Problem
+from fastagi_pool.errors import ConfigError, JournalUnavailable, Problem
+from fastagi_pool.lanes import LaneLimits
 from fastagi_pool.launches import MOST_LINGERING
 from fastagi_pool.protocol import Request
 from fastagi_pool.routes import RouteKind
@@ -61,6 +62,166 @@ def workshop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worksh
     yield Workshop(tmp_path)
     for name in set(sys.modules) - known:
         del sys.modules[name]
+
+
+# ---- lanes, and calls that are done later
+
+#: Handlers of which some may be done later.
+LATER = """
+from fastagi_pool.deferring import deferrable
+
+@deferrable
+def once(call, context):
+    pass
+
+@deferrable(repeatable=True, database=lambda options: options["where"])
+def again(call, context):
+    pass
+
+def never(call, context):
+    pass
+"""
+#: Two databases, so that it must be said which; the journal stays where the test is.
+TWO = """
+databases: {main: {url: 'sqlite://'}, other: {url: 'sqlite://'}}
+"""
+
+
+def deferred_by(workshop: Workshop, route: str, head: str = TWO) -> tuple[str, bool]:
+    """Tell of the only route whose outage defers its calls, and whether these can be repeated."""
+    workshop.write("later", LATER)
+    application = workshop.assemble(f"{head}\nroutes: [{{default: true, {route}}}]")
+    [made] = application.table.routes
+    assert made in application.served.routes
+    assert application.defers is bool(made.deferred_by)
+    assert (application.marks() is not None) is application.defers
+    return made.deferred_by, made.repeatable
+
+
+@pytest.mark.parametrize(
+    ("route", "database", "repeatable"),
+    [
+        ("handler: 'later:never'", "", False),
+        ("handler: 'later:never', deferrable: false", "", False),
+        ("handler: 'later:once', databases: [other, main]", "other", False),
+        ("handler: 'later:once', databases: [main], deferrable: true", "main", False),
+        ("handler: 'later:once', databases: [main], deferrable: false", "", False),
+        ("handler: 'later:again', options: {where: other}", "other", True),
+    ],
+)
+def test_calls_that_are_done_later(route: str, database: str, repeatable: bool, workshop: Workshop) -> None:
+    """A handler's declaration, and what the route says, decide which database's outage defers its calls."""
+    assert deferred_by(workshop, route) == (database, repeatable)
+
+
+def test_the_only_database(workshop: Workshop) -> None:
+    """Where there is one database it need not be named."""
+    assert deferred_by(workshop, "handler: 'later:once'", "databases: {sole: {url: 'sqlite://'}}") == (
+        "sole",
+        False,
+    )
+
+
+def test_without_a_journal_nothing_is_done_later(workshop: Workshop) -> None:
+    """With the journal off a declared handler serves as any other."""
+    head = TWO + "journal: {file: 'off'}"
+    assert deferred_by(workshop, "handler: 'later:once', databases: [main]", head) == ("", False)
+
+
+@pytest.mark.parametrize(
+    ("route", "head", "message"),
+    [
+        ("handler: 'later:never', deferrable: true", TWO, "cannot be had: its handler is not declared so"),
+        (
+            "handler: 'later:once', deferrable: true, databases: [main]",
+            TWO + "journal: {file: 'off'}",
+            "cannot be had: there is no journal",
+        ),
+        ("handler: 'later:once', deferrable: true", "databases: {}", "the configuration has none"),
+        ("handler: 'later:once', deferrable: true", TWO, "databases"),
+        ("handler: 'later:again', options: {where: nowhere}, deferrable: true", TWO, "nowhere"),
+    ],
+)
+def test_what_cannot_be_done_later(route: str, head: str, message: str, workshop: Workshop) -> None:
+    """Whatever stands in the way of doing calls later is said with its line."""
+    workshop.write("later", LATER)
+    [problem] = workshop.problems(
+        f"{head}\nroutes:\n  - default: true\n    {route.replace(', ', chr(10) + '    ')}"
+    )
+    assert problem.key == "routes[0].deferrable"
+    assert message in problem.message
+
+
+def test_the_journal_is_opened_if_a_route_needs_it(workshop: Workshop, tmp_path: Path) -> None:
+    """A pool none of whose calls is done later makes no journal; another finds out at once if it cannot."""
+    workshop.write("later", LATER)
+    file = tmp_path / "journal.db"
+    head = f"{TWO}runtime_dir: {tmp_path}\njournal: {{file: {file}}}\n"
+    idle = workshop.assemble(f"{head}routes: [{{default: true, handler: 'later:never'}}]")
+    assert idle.open_journal() is None
+    assert not file.exists()
+    busy = workshop.assemble(f"{head}routes: [{{default: true, handler: 'later:once', databases: [main]}}]")
+    busy.check_journal()
+    journal = busy.open_journal()
+    assert journal is not None
+    assert file.exists()
+    journal.close()
+    head = head.replace(str(file), str(tmp_path / "pool.yaml" / "journal.db"))
+    (tmp_path / "pool.yaml").touch()
+    broken = workshop.assemble(f"{head}routes: [{{default: true, handler: 'later:once', databases: [main]}}]")
+    with pytest.raises(JournalUnavailable):
+        broken.check_journal()
+    with pytest.raises(JournalUnavailable):
+        broken.open_journal()
+
+
+def test_lanes(workshop: Workshop) -> None:
+    """What a lane does not say for itself is the general figure; all other routes share the lane default."""
+    workshop.write("later", LATER)
+    application = workshop.assemble(
+        """
+        calls_per_worker: 50
+        max_queue: 7
+        max_wait: 3s
+        lanes:
+          records: {reserve: 5, max_active: 20, max_queue: 100, max_wait: 30s}
+          slow: {}
+        routes:
+          - {script: end, handler: "later:once", lane: records, deferrable: false}
+          - {default: true, handler: "later:never"}
+        """
+    )
+    assert application.lanes == (
+        LaneLimits("records", 20, 100, 30.0, 5),
+        LaneLimits("slow", 50, 7, 3.0),
+        LaneLimits("default", 50, 7, 3.0),
+    )
+    assert [route.lane for route in application.table.routes] == ["records", "default"]
+    assert {route.lane for route in application.served.routes} == {"records", "default"}
+
+
+def test_the_lane_of_all_others_can_be_configured(workshop: Workshop) -> None:
+    """The lane default has figures of its own if somebody gives it some, in the place where he does."""
+    workshop.write("later", LATER)
+    application = workshop.assemble(
+        """
+        lanes: {default: {max_active: 3}, records: {reserve: 1}}
+        routes: [{default: true, handler: "later:never"}]
+        """
+    )
+    assert [(lane.name, lane.max_active) for lane in application.lanes] == [("default", 3), ("records", 1000)]
+
+
+def test_descriptors_for_all_who_wait(workshop: Workshop) -> None:
+    """A worker has a file descriptor for every call that waits, in whichever lane."""
+    workshop.write("later", LATER)
+    needs = [
+        workshop.assemble(
+            f"max_queue: 10\nlanes: {lanes}\nroutes: [{{default: true, handler: 'later:never'}}]"
+        ).descriptors
+        for lanes in ("{}", "{records: {max_queue: 200}}", "{default: {max_queue: 5}}")
+    ]
+    assert [need - needs[0] for need in needs] == [0, 200, -5]
 
 
 # ---- what goes well

@@ -138,6 +138,16 @@ def test_figures_go_on_in_the_next_program(onlookers: Onlookers) -> None:
     assert (told.reloads, told.refused, told.error, told.listen_most) == (1, 1, "why", 50)
 
 
+def test_what_workers_took_with_them(onlookers: Onlookers) -> None:
+    """Calls that died with workers and requests in quarantine are told, and go on in the next program."""
+    onlookers.bulletin.calls_were_lost(7, 2)
+    told = onlookers.publish(2.0)
+    assert (told.lost_calls, told.quarantined) == (7, 2)
+    following = Bulletin(Notifier(""), _PID)
+    following.restore(onlookers.bulletin.state())
+    assert (following.lost_calls, following.quarantined) == (7, 2)
+
+
 def test_beginning(onlookers: Onlookers) -> None:
     """When the pool serves the service manager hears it, with the master's process id."""
     onlookers.bulletin.serves("listening on 127.0.0.1:4577")

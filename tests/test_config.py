@@ -476,6 +476,8 @@ def test_problem_of_a_key(line: str, message: str) -> None:
             "script: x, handler: a:b, databases: [dbs]",
             ".databases[0]: names no database: 'dbs' (did you mean 'db'?)",
         ),
+        ("script: x, handler: a:b, lane: records", ".lane: names no lane: 'records'"),
+        ("script: x, handler: a:b, deferrable: maybe", ".deferrable: must be true or false, not 'maybe'"),
         ("script: x, handler: a:b, priority: -1000001", ".priority: must be at least -1000000"),
         ("script: x, handler: a:b, script_timeout: -1", ".script_timeout: must not be negative"),
         ("script: x, handler: a:b, on_hangup: no", ".on_hangup: must be 'raise' or 'continue'"),
@@ -507,6 +509,57 @@ def test_problem_of_a_route(text: str, message: str) -> None:
 def test_problem_of_routes(text: str, message: str) -> None:
     """A server without a route would refuse every call, so there must be one."""
     assert problems(text) == [message]
+
+
+def test_the_lane_of_all_others_is_always_there() -> None:
+    """A route may name the lane default though nobody has configured it, and is in it if it names none."""
+    found = loaded("routes: [{script: x, handler: a:b, lane: default}, {default: true, handler: a:b}]").config
+    assert [(each.lane, each.deferrable) for each in found.routes] == [("default", None)] * 2
+
+
+@pytest.mark.parametrize(
+    ("lanes", "expected"),
+    [
+        ("{a: {reserve: 5}, b: {reserve: 4}}", []),
+        (
+            "{a: {reserve: 5}, b: {reserve: 5}}",
+            ["x.yaml:2: lanes: reserve 10 places together, but a worker has 10 (calls_per_worker)"],
+        ),
+        (
+            "{a: {reserve: 3, max_active: 2}}",
+            ["x.yaml:2: lanes.a.reserve: is more than the lane may use: max_active is 2"],
+        ),
+        ("{a: {reserve: 2, max_active: 2}}", []),
+    ],
+)
+def test_what_lanes_keep(lanes: str, expected: list[str]) -> None:
+    """Lanes keep no more places than they may use, and leave one to all others."""
+    text = f"{ROUTE}lanes: {lanes}\ncalls_per_worker: 10"
+    if not expected:
+        assert loaded(text).config.lanes
+        return
+    assert [each.partition(" (other calls")[0] for each in problems(text)] == expected
+
+
+def test_limits_of_connections() -> None:
+    """Silent connections are limited by themselves, and calls of one server if somebody wants that."""
+    assert (Limits().connections, Limits().calls_per_server) == (10_000, 0)
+    found = config("limits: {connections: 5, calls_per_server: 7}").limits
+    assert (found.connections, found.calls_per_server) == (5, 7)
+    assert problem("limits: {connections: 0}") == "limits.connections: must be at least 1"
+    assert problem("limits: {calls_per_server: -1}") == "limits.calls_per_server: must be at least 0"
+
+
+def test_signs_of_life_of_a_database() -> None:
+    """A server that is read-only counts as away unless the operator says that handlers only read."""
+    [found] = config("databases: {db: {url: 'sqlite://'}}").databases.values()
+    assert (found.probe_timeout, found.writable) == (0.5, True)
+    [found] = config(
+        "databases: {db: {url: 'sqlite://', probe_timeout: 2s, writable: no}}"
+    ).databases.values()
+    assert (found.probe_timeout, found.writable) == (2.0, False)
+    shown = problem("databases: {db: {url: 'sqlite://', probe_timeout: 0}}")
+    assert shown.startswith("databases.db.probe_timeout: must be ")
 
 
 def test_route_names_are_unique() -> None:
@@ -706,7 +759,7 @@ def test_full_sample_examples_work(tmp_path: Path) -> None:
     password.write_text("secret\n")
     text = (ROOT / "conf/fastagi-pool.yaml").read_text()
     text = text.replace("/etc/fastagi-pool/database-password", str(password))
-    text = re.sub(r"^(allow: \[\]|databases: \{\})$", "", text, flags=re.M)
+    text = re.sub(r"^(allow: \[\]|(databases|lanes): \{\})$", "", text, flags=re.M)
     text = re.sub(r"^#(?=\S|  )", "", text, flags=re.M)
     found = load_text(text, "sample", tmp_path, {})
     assert (

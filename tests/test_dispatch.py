@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import gevent
@@ -24,14 +25,17 @@ from fastagi_pool.call import Call
 from fastagi_pool.callboard import CallBoard, CallFacts, CallState, read_calls
 from fastagi_pool.context import Context
 from fastagi_pool.database import Database, DatabaseSettings
-from fastagi_pool.dispatch import Dispatcher, Handler
+from fastagi_pool.deferring import Deferrals
+from fastagi_pool.dispatch import Dispatcher, Door, Handler
 from fastagi_pool.endings import GO_ON, ErrorAction, OnError
 from fastagi_pool.errors import (
     AGICallFinished,
     AGICommandRefused,
+    CallEnded,
     CallHangup,
     CallStopped,
     CallTimeout,
+    DatabaseBusy,
     DatabaseUnavailable,
     LimitExceeded,
     Overloaded,
@@ -40,8 +44,12 @@ from fastagi_pool.errors import (
     ToldFailure,
     UpstreamUnavailable,
 )
+from fastagi_pool.journal import Journal, NewEntry
 from fastagi_pool.logs import AccessLog, CallRecord, LogFile, PrintedLines, current_call
+from fastagi_pool.protocol import Request
+from fastagi_pool.quarantine import Quarantine, fingerprint
 from fastagi_pool.routes import Route, RouteKind, RouteTable
+from fastagi_pool.session import Session
 from fastagi_pool.slowlog import SlowCall
 
 IDENTITY = "worker=3 gen=1 pid=42"
@@ -84,12 +92,18 @@ class House:
         databases: The worker's databases.
         route: What the route has besides its name and its script.
         on_error: What becomes of calls that find no route.
+        door: What stands before the places.
+        quarantine: Knows the requests that have ended workers.
+        deferrals: Where calls go whose database is away.
     """
 
     path: Path
     databases: dict[str, Database] = field(default_factory=dict)
     route: dict[str, Any] = field(default_factory=dict)
     on_error: OnError = GO_ON
+    door: Door | None = None
+    quarantine: Quarantine | None = None
+    deferrals: Deferrals | None = None
 
     def __post_init__(self) -> None:
         self.records = Records()
@@ -110,6 +124,9 @@ class House:
             ref_prefix="6a01-2a-",
             on_error=self.on_error,
             on_slow=self.slow.append,
+            door=self.door,
+            quarantine=self.quarantine,
+            deferrals=self.deferrals,
         )
 
     def call(
@@ -919,6 +936,281 @@ def test_an_error_that_cannot_say_what_it_is(house: House) -> None:
 
     assert house.call(handler).heard[-1] == b"failure\n"
     assert house.outcomes == ["error"]
+
+
+# ---- who is let in
+
+
+class Turnstile:
+    """A door that notes who goes in and out, and lets in whom it wants."""
+
+    def __init__(self) -> None:
+        self.passed: list[str] = []
+        self.why_not = ""
+
+    def admit(self, session: Session, lane: str) -> None:
+        """Let it in, or not."""
+        if self.why_not:
+            raise Overloaded(self.why_not)
+        self.passed.append(f"in {lane} after {session.commands} commands")
+
+    def leave(self, session: Session) -> None:
+        """Let it go."""
+        self.passed.append("out")
+
+
+def fail(call: Call, context: Context) -> None:
+    """Have a bug."""
+    raise RuntimeError("on purpose")
+
+
+@pytest.mark.parametrize("handler", [go_well, fail, end_its_greenlet, be_stopped])
+def test_a_place_is_given_back(handler: Handler, tmp_path: Path) -> None:
+    """Every call is admitted once, in the lane of its route, and leaves, however it ends."""
+    door = Turnstile()
+    house = House(tmp_path / "access.log", route={"lane": "slow"}, door=door)
+    house.call(handler, (OK,) if handler is go_well else ())
+    assert door.passed == ["in slow after 0 commands", "out"]
+
+
+@pytest.mark.parametrize("begin", [b"agi_network: yes\nagi_network_script: other\n\n", b"nonsense\n\n"])
+def test_who_wants_nothing_of_ours_takes_no_place(begin: bytes, tmp_path: Path) -> None:
+    """A call that finds no route, or is none, is not admitted."""
+    door = Turnstile()
+    assert House(tmp_path / "access.log", door=door).call(unreachable, begin=begin).failed
+    assert door.passed == ["out"]
+
+
+def test_no_place(tmp_path: Path) -> None:
+    """A call that is not let in hears why, and its handler is not called."""
+    door = Turnstile()
+    door.why_not = "all places of lane 'slow' are taken"
+    house = House(tmp_path / "access.log", door=door)
+    ending = house.call(unreachable)
+    assert ending == Ending(True, told("OVERLOAD", '"Overloaded: all places of lane slow are taken"'))
+    assert house.outcomes == ["overload"]
+    assert door.passed == ["out"]
+
+
+def test_a_place_is_free_before_the_failure_is_told(tmp_path: Path) -> None:
+    """Whoever waits for a place need not wait until Asterisk has read why this call failed."""
+    door = Turnstile()
+    house = House(tmp_path / "access.log", door=door)
+    house.handler = fail
+    link = connect()
+    running = link.run(house.dispatcher.serve)
+    link.say(environment("hello"))
+    assert link.hear_line().startswith(b"SET VARIABLE FAGI_STATUS")
+    assert (door.passed[-1], running.is_over) == ("out", False)
+    link.peer.close()
+    assert running.result() is True
+
+
+def test_requests_that_end_workers(tmp_path: Path) -> None:
+    """A request in quarantine is refused, takes no place, and others of the same route are served."""
+    quarantine = Quarantine.create(tmp_path / "quarantine")
+    request = Request({"agi_network_script": "hello-deadly", "agi_callerid": "100"})
+    quarantine.blame(fingerprint(request), monotonic(), 1, 600.0)
+    door = Turnstile()
+    house = House(tmp_path / "access.log", door=door, quarantine=quarantine)
+    ending = house.call(unreachable, script="hello-deadly")
+    error = '"Quarantined: requests like this one have ended workers and are not tried for a while"'
+    assert ending == Ending(True, told("QUARANTINED", error))
+    assert (house.outcomes, door.passed) == (["quarantined"], ["out"])
+    assert house.logged == WARNED
+    assert not house.call(go_well, (OK,), script="hello-harmless").failed
+
+
+# ---- what is done later
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Iterator[Journal]:
+    """An empty journal."""
+    journal = Journal.open(tmp_path / "journal.db", 8 << 20, tmp_path / "journal.waiting")
+    yield journal
+    journal.close()
+
+
+class Later:
+    """A house whose route can be done later.
+
+    Attributes:
+        house: The house.
+        journal: Where its calls go.
+        deferrals: The way there.
+    """
+
+    def __init__(self, folder: Path, journal: Journal, database: Database, **route: Any) -> None:
+        self.journal = journal
+        self.deferrals = Deferrals(journal, journal.backlog, gevent.get_hub(), "node/{}".format)
+        self.house = House(
+            folder / "access.log",
+            {"main": database},
+            {"deferred_by": "main", **route},
+            deferrals=self.deferrals,
+        )
+
+    @property
+    def written(self) -> list[tuple[str, str, str, bool]]:
+        """What stands in the journal: reference, route, peer, and whether it had begun."""
+        return [(each.ref, each.route, each.peer, each.begun) for each in self.journal.all()]
+
+
+@pytest.fixture
+def later(tmp_path: Path, journal: Journal, database: Database) -> Iterator[Later]:
+    """A house whose route can be done later; its database is there."""
+    made = Later(tmp_path, journal, database)
+    yield made
+    made.deferrals.close()
+
+
+@pytest.fixture
+def away(tmp_path: Path) -> Iterator[Database]:
+    """A database that is known to be away."""
+    database = Database(DatabaseSettings("main", (f"sqlite:///{tmp_path}/nowhere/test.db",)))
+    with pytest.raises(DatabaseUnavailable):
+        database.open()
+    yield database
+    database.close()
+
+
+DEFERRED = Ending(False, [])
+
+
+def test_a_database_that_is_away_at_the_beginning(tmp_path: Path, journal: Journal, away: Database) -> None:
+    """The call is written down as it came and is a success to the dialplan; its handler is not called."""
+    later = Later(tmp_path, journal, away)
+    before_s = time.time()
+    assert later.house.call(unreachable) == DEFERRED
+    later.deferrals.close()
+    assert later.written == [("6a01-2a-1", "greeting", "10.0.0.7", False)]
+    [entry] = journal.all()
+    assert "agi_uniqueid: 1700000000.1" in entry.environment
+    assert before_s <= entry.received_s <= time.time()
+    assert (later.house.outcomes, later.house.logged) == (["deferred"], [])
+
+
+def test_nobody_overtakes_the_backlog(later: Later) -> None:
+    """While calls wait for a database that is back already, a new one joins them: order is kept."""
+    later.journal.append([NewEntry("main", "greeting", "before", ("agi_network: yes",), 1.0, 1.0)])
+    assert later.house.call(unreachable) == DEFERRED
+    assert [ref for ref, *_ in later.written] == ["before", "6a01-2a-1"]
+    assert later.house.outcomes == ["deferred"]
+
+
+def test_calls_that_wait_for_another_database(later: Later) -> None:
+    """A backlog of one database defers no call of another."""
+    later.journal.append([NewEntry("other", "greeting", "before", ("agi_network: yes",), 1.0, 1.0)])
+    assert not later.house.call(go_well, (OK,)).failed
+    assert later.house.outcomes == ["ok"]
+
+
+@pytest.mark.parametrize("kind", [DatabaseUnavailable, DatabaseBusy])
+def test_a_database_that_goes_away_in_the_middle(kind: Any, later: Later) -> None:
+    """A call whose database goes away while its handler runs is written down as one that had begun."""
+
+    def handler(call: Call, context: Context) -> None:
+        call.noop()
+        raise kind("main", "it went away")
+
+    assert later.house.call(handler, (OK,)) == Ending(False, [b"NOOP\n"])
+    assert later.written == [("6a01-2a-1", "greeting", "10.0.0.7", True)]
+    assert later.house.outcomes == ["deferred"]
+
+
+def test_a_caller_who_leaves_meanwhile(later: Later) -> None:
+    """A call whose database is away is written down, also if Asterisk has closed the connection by then."""
+
+    def handler(call: Call, context: Context) -> None:
+        try:
+            call.noop()
+        except CallEnded:
+            pass
+        raise DatabaseUnavailable("main", "it went away")
+
+    assert later.house.call(handler, (b"",)).failed is False
+    assert later.house.outcomes == ["deferred"]
+    assert [begun for *_, begun in later.written] == [True]
+
+
+def test_another_database_that_goes_away(later: Later) -> None:
+    """Only the outage of its own database defers a route's calls: others are failures as ever."""
+
+    def handler(call: Call, context: Context) -> None:
+        raise DatabaseUnavailable("other", "it went away")
+
+    ending = later.house.call(handler)
+    assert ending.heard == told(
+        "DBDOWN", '"DatabaseUnavailable: database other is not available: it went away"'
+    )
+    assert (later.house.outcomes, later.written) == (["dbdown"], [])
+
+
+def test_another_database_that_the_route_needs(tmp_path: Path, later: Later, away: Database) -> None:
+    """A deferrable route whose own database is there fails as ever while another that it needs is away."""
+    databases = {"main": later.house.databases["main"], "other": away}
+    route = {"deferred_by": "main", "databases": ("main", "other")}
+    house = House(tmp_path / "other.log", databases, route, deferrals=later.deferrals)
+    assert house.call(unreachable).failed
+    assert house.outcomes == ["dbdown"]
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_journal_that_takes_nothing(
+    begun: bool, tmp_path: Path, journal: Journal, database: Database, away: Database
+) -> None:
+    """A call that could not be written down is a failure: never a success that nobody will make true."""
+    later = Later(tmp_path, journal, database if begun else away)
+    later.deferrals.close()
+
+    def handler(call: Call, context: Context) -> None:
+        raise DatabaseUnavailable("main", "it went away")
+
+    ending = later.house.call(handler if begun else unreachable)
+    assert ending.heard[0] == b"SET VARIABLE FAGI_STATUS DBDOWN\n"
+    assert ending.heard[-1] == b"failure\n"
+    assert (later.house.outcomes, later.house.logged, later.written) == (["dbdown"], WARNED, [])
+
+
+def test_a_route_that_is_not_done_later(tmp_path: Path, journal: Journal, away: Database) -> None:
+    """Without a declaration nothing is written down: the handler may have to answer, and fails."""
+    later = Later(tmp_path, journal, away, deferred_by="", databases=("main",))
+    assert later.house.call(unreachable).failed
+    later.deferrals.close()
+    assert (later.house.outcomes, later.written) == (["dbdown"], [])
+
+
+def test_other_failures_are_not_done_later(later: Later) -> None:
+    """A bug is a bug: what fails for another reason than its database is told, not tried again."""
+    assert later.house.call(fail).failed
+    assert (later.house.outcomes, later.written) == (["error"], [])
+
+
+def test_a_call_that_was_given_back_before(later: Later) -> None:
+    """A handler that has closed the connection before is done later as any other."""
+
+    def handler(call: Call, context: Context) -> None:
+        call.finish()
+        raise DatabaseUnavailable("main", "it went away")
+
+    assert later.house.call(handler) == DEFERRED
+    assert (later.house.outcomes, len(later.written)) == (["deferred"], 1)
+
+
+def test_a_place_is_kept_until_it_is_written_down(tmp_path: Path, later: Later) -> None:
+    """Calls that wait for the disk keep their places: a slow disk must not let any number in."""
+    door = Turnstile()
+    house = House(
+        tmp_path / "door.log",
+        later.house.databases,
+        {"deferred_by": "main"},
+        door=door,
+        deferrals=later.deferrals,
+    )
+    later.journal.append([NewEntry("main", "greeting", "before", ("agi_network: yes",), 1.0, 1.0)])
+    assert house.call(unreachable) == DEFERRED
+    assert door.passed == ["in default after 0 commands", "out"]
 
 
 # ---- what is shown of a call

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from children import in_child
 
+from fastagi_pool.aftermath import Aftermath
 from fastagi_pool.application import assemble
 from fastagi_pool.config import load_text
 from fastagi_pool.errors import BootError
@@ -38,13 +39,23 @@ routes:
 """
 
 
-def claimed(soft: int, hard: int, needed: int) -> object:
-    """Claim descriptors in a child that begins with these limits; return its limits or the error."""
+def claimed(soft: int, hard: int, needed: int, useful: int = 0, user: int = 0) -> object:
+    """Claim descriptors in a child that begins with these limits; return its limits or the error.
+
+    Args:
+        soft: What it may have.
+        hard: How much it may raise that.
+        needed: What it needs.
+        useful: What would be of use besides.
+        user: Who it is; 0 to stay who we are.
+    """
 
     def claim() -> object:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        if user:
+            os.setuid(user)
         try:
-            claim_descriptors(needed)
+            claim_descriptors(needed, useful)
         except BootError as error:
             return str(error)
         return resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -60,6 +71,19 @@ def test_limit_of_descriptors_is_raised() -> None:
 def test_limit_of_descriptors_is_never_lowered() -> None:
     """A limit that is enough stays as the operator set it."""
     assert claimed(2000, 4000, 1000) == [2000, 4000]
+
+
+def test_descriptors_that_are_of_use() -> None:
+    """The limit is raised to what is of use too, so that silent connections have room."""
+    assert claimed(100, 4000, 1000, useful=500) == [1500, 4000]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+@pytest.mark.parametrize(("needed", "hard"), [(1000, 1200), (1000, 1000)])
+def test_as_many_descriptors_as_there_are(needed: int, hard: int) -> None:
+    """Where the machine allows what is needed and not all that is of use, all that it allows is taken."""
+    nobody = pwd.getpwnam("nobody").pw_uid
+    assert claimed(100, hard, needed, useful=500, user=nobody) == [hard, hard]
 
 
 def test_too_few_descriptors() -> None:
@@ -108,6 +132,14 @@ def test_description_of_what_surrounds_the_calls(tmp_path: Path) -> None:
     assert loaded.observer == {"host": "127.0.0.1", "port": 99, "allow": ["10.0.0.0/8"]}
     assert Identity(**loaded.identity).uid == os.getuid()
     assert (loaded.umask, loaded.chdir) == ("027", "/tmp")
+
+
+def test_description_of_the_quarantine(tmp_path: Path) -> None:
+    """The master is told when requests that end workers are refused, in the words of the aftermath."""
+    yaml = _YAML + "quarantine: {crashes: 3, for: 2m}\n"
+    loaded = describe(assemble(load_text(yaml, "pool.yaml", tmp_path, {})))
+    assert loaded.quarantine == {"crashes": 3, "for_s": 120.0}
+    Aftermath(tmp_path).use(**loaded.quarantine)
 
 
 def test_longest_drain_of_all(tmp_path: Path) -> None:

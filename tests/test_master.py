@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastagi_pool.master import (
     Master,
     MasterOptions,
     _await_end,
+    _await_orphans,
     _describe,
     _forget_the_dead,
     _is_readable,
@@ -27,7 +29,7 @@ from fastagi_pool.master import (
     _kill,
     understand,
 )
-from fastagi_pool.messages import Channel, Loaded, Refused
+from fastagi_pool.messages import Channel, Inheritance, Loaded, Refused
 from fastagi_pool.notify import Notifier
 from fastagi_pool.pool import ExitCode, Phase, Pool, PoolLimits, WorkerHandle
 from fastagi_pool.takeover import LoaderState, MasterState, Program, TakeoverRefused
@@ -87,6 +89,32 @@ def test_end_is_awaited(stubborn: bool) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
+def test_orphans_are_awaited_for_a_while() -> None:
+    """Witnesses that still tell calls are waited for at the end, all of them, but none for ever."""
+
+    def wait() -> list[bool]:
+        reading, writing = os.pipe()
+        pids = []
+        for _ in range(2):
+            pids.append(os.fork())
+            if pids[-1] == 0:
+                os.close(writing)
+                os.read(reading, 1)
+                os._exit(0)
+        _await_orphans(0.01)
+        still_there = os.waitpid(-1, os.WNOHANG) == (0, 0)
+        os.close(writing)
+        began_s = time.monotonic()
+        _await_orphans(15.0)
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return [still_there, time.monotonic() - began_s < 15.0]
+        return [still_there, False]
+
+    assert in_child(wait) == [True, True]
+
+
 # --- the first load
 
 
@@ -115,7 +143,7 @@ def _life(loader: Any) -> tuple[int, list[str]]:
 def test_refused_first_load(boot: bool, code: ExitCode) -> None:
     """What the loader says of the first configuration is shown, and is the end, with its exit code."""
 
-    def refuse(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
+    def refuse(channel: Channel, inheritance: Inheritance) -> int:
         channel.send(Refused("pool.yaml:1: nonsense", boot))
         return 0
 
@@ -125,7 +153,7 @@ def test_refused_first_load(boot: bool, code: ExitCode) -> None:
 def test_loader_that_dies_at_the_first_load() -> None:
     """A loader that ends without a word is reported, not waited for."""
 
-    def die(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
+    def die(channel: Channel, inheritance: Inheritance) -> int:
         return 1
 
     assert _life(die) == (ExitCode.CONFIG, ["the loader died while it loaded"])
@@ -134,10 +162,10 @@ def test_loader_that_dies_at_the_first_load() -> None:
 def test_loader_can_tell_that_the_master_lives() -> None:
     """A loader's lifeline is silent while the master lives, and signals no longer wake the master."""
 
-    def look(channel: Channel, bell_fd: int, lifeline_fd: int) -> int:
-        os.set_blocking(lifeline_fd, False)
+    def look(channel: Channel, inheritance: Inheritance) -> int:
+        os.set_blocking(inheritance.lifeline, False)
         try:
-            said = f"the lifeline says {os.read(lifeline_fd, 1)!r}"
+            said = f"the lifeline says {os.read(inheritance.lifeline, 1)!r}"
         except BlockingIOError:
             said = "silence"
         channel.send(Refused(f"{said}, wake-up {signal.set_wakeup_fd(-1)}"))
@@ -191,6 +219,12 @@ def test_what_was_left_is_understood() -> None:
     loaded, pool = understand(_left())
     assert loaded == _LOADED
     assert pool.handles[4].pid == 42
+
+
+def test_an_older_program_knew_of_no_quarantine() -> None:
+    """What a program left that had no quarantine is understood; nothing is refused until it loads anew."""
+    loaded, _ = understand(replace(_left(), loaded=_without(asdict(_LOADED), "quarantine")))
+    assert loaded.quarantine == {}
 
 
 def _without(fields: Mapping[str, Any], name: str) -> dict[str, Any]:

@@ -36,6 +36,7 @@ LOADED = Loaded(
     identity={},
     umask="027",
     chdir="",
+    quarantine={"crashes": 2, "for_s": 600.0},
 )
 
 

@@ -50,6 +50,23 @@ def upstream(text: str) -> Upstream:
     return found
 
 
+# -- Lanes, and calls that are done later -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["Records", "1st", "hang-up", "''"])
+def test_problem_of_a_lane_name(name: str) -> None:
+    """A lane's name is fit for a metric's label."""
+    [problem] = problems(f"script: x, handler: a:b, lane: {name}")
+    assert problem.startswith(".lane: ")
+
+
+@pytest.mark.parametrize("whom", ["command: /agi/x", "upstream: 'agi:4573'"])
+def test_only_a_handler_is_done_later(whom: str) -> None:
+    """What a script or another server has not done cannot be written down for it."""
+    [problem] = problems(f"script: x, {whom}, deferrable: true")
+    assert problem.startswith(".deferrable: ")
+
+
 # -- Times ------------------------------------------------------------------------------------------------
 
 

@@ -23,8 +23,8 @@ ROOT = Path(__file__).resolve().parent.parent
 DEFAULTS = Config(routes=(Route(default=True, handler="a:b"),))
 #: The mappings inside the file.
 SECTIONS = (
-    *("Database", "Http", "Limits", "Log", "Process", "Rotation", "Route", "Slow"),
-    *("Upstream", "UpstreamServer"),
+    *("Database", "Http", "Journal", "Lane", "Limits", "Log", "Process", "Quarantine", "Rotation"),
+    *("Route", "Slow", "Upstream", "UpstreamServer"),
 )
 #: What stands in the schema for a ``${NAME}``, and for text that may look like a number.
 VARIABLE = {"type": "string", "pattern": r"\$\{.+\}"}

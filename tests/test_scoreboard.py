@@ -66,16 +66,22 @@ def in_child(work: Callable[[], object]) -> int:
     return pid
 
 
+def take_call(writer: SlotWriter) -> None:
+    """Accept a connection, and begin with its call."""
+    writer.takes_turn()
+    writer.call_begins()
+
+
 def ready_worker(board: Scoreboard, slot: int, active: int = 0, turns: int = 0) -> SlotWriter:
     """Put a worker into a slot that accepts calls, has some in progress, and had some before."""
     board.clear(slot)
     writer = SlotWriter(board, slot)
     writer.begin(100 + slot, 1, 1000.0)
     for _ in range(turns):
-        writer.call_begins()
+        take_call(writer)
         writer.call_ends(False)
     for _ in range(active):
-        writer.call_begins()
+        take_call(writer)
     writer.set_state(WorkerState.READY)
     return writer
 
@@ -113,7 +119,7 @@ def test_every_field_comes_back(board: Scoreboard, path: Path) -> None:
     """What a worker writes is what another process reads, field by field."""
     board.clear(3, call_limit=7)
     writer = SlotWriter(board, 3)
-    writer.begin(4711, 5, 1000.25)
+    writer.begin(4711, 5, 1000.25, witness=4712)
     writer.promise(1010.75)
     writer.set_rss(3 * MIB)
     writer.set_queued(4)
@@ -122,7 +128,9 @@ def test_every_field_comes_back(board: Scoreboard, path: Path) -> None:
     for failed in (True, False, False):
         writer.call_begins()
         writer.call_ends(failed)
-    writer.call_begins()
+    # One is in progress, the others wait.
+    for _ in range(5):
+        writer.call_begins()
     writer.set_state(WorkerState.DRAINING)
     expected = SlotFacts(
         slot=3,
@@ -138,6 +146,7 @@ def test_every_field_comes_back(board: Scoreboard, path: Path) -> None:
         queued=4,
         places=250,
         lag_s=0.25,
+        witness=4712,
     )
     assert Scoreboard.attach(path).occupied() == [expected]
 
@@ -298,11 +307,31 @@ def test_without_a_call_limit_nobody_is_woken(board: Scoreboard) -> None:
 
 
 def test_calls_in_progress_are_counted(board: Scoreboard) -> None:
-    """Beginning a call tells how many there are, ending one takes it away."""
+    """Beginning a call counts it in, ending one takes it away."""
     writer = ready_worker(board, 0)
-    assert [writer.call_begins(), writer.call_begins()] == [1, 2]
+    writer.call_begins()
+    writer.call_begins()
+    assert writer.active == 2
     writer.call_ends(False)
     assert writer.active == 1
+
+
+def test_a_connection_is_a_turn_before_it_is_a_call(board: Scoreboard) -> None:
+    """Who accepts has had a turn even if no word ever comes; nothing is in progress for that."""
+    writer = ready_worker(board, 0)
+    writer.takes_turn()
+    assert (writer.turns, writer.active) == (1, 0)
+
+
+def test_whoever_waits_weighs_but_is_not_in_progress(board: Scoreboard) -> None:
+    """Calls that wait for a place make a worker busier than others, but are not shown as in progress."""
+    writer = ready_worker(board, 0, active=3)
+    writer.set_queued(2)
+    assert board.least_busy()[0] == writer.active == 3
+    assert (board.facts(0).active, board.facts(0).queued) == (1, 2)
+    # The two words are written one after the other.
+    writer.set_queued(4)
+    assert board.facts(0).active == 0
 
 
 def test_a_probe_is_no_call(board: Scoreboard) -> None:
@@ -335,6 +364,8 @@ TOLD = Supervision(
     upgrades=4,
     stopping=True,
     lost_lines=6,
+    lost_calls=8,
+    quarantined=11,
     restarts={reason: number for number, reason in enumerate(RESTART_REASONS)},
     error="pool.yaml:1: nonsense, größer",
 )

@@ -15,6 +15,7 @@ from typing import Final
 import pytest
 from children import in_child
 
+from fastagi_pool import handover
 from fastagi_pool.scoreboard import Scoreboard
 from fastagi_pool.takeover import (
     TRIAL_S,
@@ -48,7 +49,7 @@ raise SystemExit(0 if state.version == "0.1" else 7)
 def state(tmp_path: Path) -> Iterator[MasterState]:
     """A state whose descriptors are open."""
     board = Scoreboard.create(tmp_path / "scoreboard", os.getpid(), 1.0)
-    bell, lifeline = os.pipe(), os.pipe()
+    bell, lifeline, pair = os.pipe(), os.pipe(), handover.make()
     yield MasterState(
         version="0.1",
         board_fd=board.descriptor,
@@ -66,8 +67,9 @@ def state(tmp_path: Path) -> Iterator[MasterState]:
         observer_pid=44,
         pool={"generation": 2},
         supervision={"reloads": 1},
+        handover=pair,
     )
-    for descriptor in (board.descriptor, *bell, *lifeline):
+    for descriptor in (board.descriptor, *bell, *lifeline, *pair):
         os.close(descriptor)
 
 
@@ -99,6 +101,15 @@ def test_state_comes_back(state: MasterState) -> None:
     assert MasterState.from_json(state.to_json()) == state
 
 
+def test_a_program_that_knew_of_no_handover(state: MasterState) -> None:
+    """What an older program says of itself is understood, and no descriptor is taken for what it has not."""
+    fields = json.loads(state.to_json())
+    del fields["handover"]
+    former = MasterState.from_json(json.dumps(fields))
+    assert former == replace(state, handover=(-1, -1))
+    assert set(former.descriptors()) == set(state.descriptors()) - set(state.handover)
+
+
 @pytest.mark.parametrize(
     "text",
     ["", "{}", "[]", '{"kind": 0}', '{"kind": 1}', '{"kind": 1, "loaders": [{"addresses": []}]}'],
@@ -125,6 +136,7 @@ def test_descriptors_are_all_that_is_open(state: MasterState) -> None:
         state.board_fd,
         *state.bell,
         *state.lifeline,
+        *state.handover,
     }
 
 

@@ -1,4 +1,4 @@
-"""Worker: how accepting is shared and who may call; its life is seen in ``tests/integration``."""
+"""Worker: its calls and its end, in a process of its own; the whole pool is seen in ``tests/integration``."""
 
 from __future__ import annotations
 
@@ -18,33 +18,30 @@ import gevent
 import pytest
 from children import in_child
 
+from fastagi_pool import handover
 from fastagi_pool.application import Application, assemble
 from fastagi_pool.call import Call
 from fastagi_pool.callboard import CallState, read_calls
 from fastagi_pool.config import load_text
 from fastagi_pool.context import Context
+from fastagi_pool.custody import Custody
 from fastagi_pool.dispatch import Handler
+from fastagi_pool.endings import FAILURE_LINE
 from fastagi_pool.logs import LogFile, configure
+from fastagi_pool.messages import Inheritance
 from fastagi_pool.protocol import HeaderLimits
-from fastagi_pool.scoreboard import Scoreboard, SlotWriter, WorkerState
+from fastagi_pool.scoreboard import Scoreboard
 from fastagi_pool.session import Session, SessionLimits
 from fastagi_pool.stacks import ask_stacks
 from fastagi_pool.tally import read_tally
-from fastagi_pool.worker import (
-    ACTIVE_SLACK,
-    MOST_SLOW,
-    TURNS_SLACK,
-    WORKER_SIGNALS,
-    Birth,
-    Surroundings,
-    Worker,
-)
+from fastagi_pool.worker import MOST_SLOW, WORKER_SIGNALS, Birth, Surroundings, Worker, live
 
 Handlers: TypeAlias = Mapping[str, Handler]
 
 #: Far more than anything here takes, and how long a worker lives that nobody ends.
 _WAIT_S: Final = 10.0
 _LIFE_S: Final = 60
+_ENVIRONMENT: Final = b"agi_network: yes\nagi_network_script: hello\nagi_uniqueid: 1.1\n\n"
 _ROUTE: Final = '{script: hello, handler: "fastagi_pool.handlers.demo:hello"}'
 
 
@@ -63,87 +60,11 @@ def application(
     return assemble(load_text(yaml, "pool.yaml", folder, {}), given or {})
 
 
-class Others:
-    """A scoreboard with some workers on it.
-
-    Attributes:
-        board: The scoreboard.
-        slots: The slots of the workers that are there already, all of them ready.
-    """
-
-    def __init__(self, folder: Path, count: int) -> None:
-        self.board = Scoreboard.create(folder / "scoreboard", os.getpid(), monotonic())
-        self.slots = [SlotWriter(self.board, number) for number in range(count)]
-        for slot in self.slots:
-            self.board.clear(slot.slot)
-            slot.begin(1000 + slot.slot, 1, monotonic())
-            slot.set_state(WorkerState.READY)
-        self.board.clear(count)
-
-
-def take_calls(slot: SlotWriter, calls: int, ended: bool) -> None:
-    """Let a worker take calls, and end them if wanted."""
-    for _ in range(calls):
-        slot.call_begins()
-        if ended:
-            slot.call_ends(failed=False)
-
-
-def steps_back(others: Others, folder: Path, calls: int, ended: bool) -> bool:
-    """Tell whether a new worker that has taken so many calls would let the others go first."""
-
-    def decide() -> bool:
-        bell, ringer = os.pipe()
-        surroundings = Surroundings(LogFile(str(folder / "log")), None, None, ringer, bell)
-        worker = Worker(Birth(len(others.slots), 1, others.board, ()), application(folder), surroundings)
-        mine = SlotWriter(others.board, len(others.slots))
-        mine.set_state(WorkerState.READY)
-        take_calls(mine, calls, ended)
-        return worker._has_more_than_others()
-
-    return bool(in_child(decide))
-
-
-# --- how accepting is shared
-
-
-@pytest.mark.parametrize(
-    ("calls", "steps"), [(0, False), (ACTIVE_SLACK, False), (ACTIVE_SLACK + 1, True), (100, True)]
-)
-def test_busier_worker_steps_back(calls: int, steps: bool, tmp_path: Path) -> None:
-    """A worker with clearly more calls in progress than the least busy one lets that take the next."""
-    others = Others(tmp_path, 2)
-    take_calls(others.slots[0], 50, ended=False)
-    assert steps_back(others, tmp_path, calls, ended=False) is steps
-
-
-@pytest.mark.parametrize(("calls", "steps"), [(TURNS_SLACK, False), (TURNS_SLACK + 1, True)])
-def test_worker_that_took_more_turns_steps_back(calls: int, steps: bool, tmp_path: Path) -> None:
-    """Of workers that are equally idle the one that had clearly more turns steps back."""
-    assert steps_back(Others(tmp_path, 2), tmp_path, calls, ended=True) is steps
-
-
-def test_newcomer_need_not_catch_up(tmp_path: Path) -> None:
-    """A new worker counts its turns from where the others stand, and is not flooded."""
-    others = Others(tmp_path, 2)
-    for slot in others.slots:
-        take_calls(slot, 1000, ended=True)
-    assert steps_back(others, tmp_path, TURNS_SLACK + 1, ended=True)
-
-
-def test_worker_alone_never_steps_back(tmp_path: Path) -> None:
-    """Where nobody else accepts, there is nobody to wait for."""
-    assert not steps_back(Others(tmp_path, 0), tmp_path, 500, ended=False)
-
-
-def test_draining_workers_do_not_count(tmp_path: Path) -> None:
-    """A worker that accepts no more is no reason to step back, however idle it is."""
-    others = Others(tmp_path, 1)
-    others.slots[0].set_state(WorkerState.DRAINING)
-    assert not steps_back(others, tmp_path, 500, ended=False)
-
-
-# --- who may call
+def make_board(folder: Path) -> Scoreboard:
+    """Make the scoreboard of a pool in which one worker is to be born."""
+    board = Scoreboard.create(folder / "scoreboard", os.getpid(), monotonic())
+    board.clear(0)
+    return board
 
 
 # --- its end
@@ -151,18 +72,18 @@ def test_draining_workers_do_not_count(tmp_path: Path) -> None:
 
 def test_worker_without_a_master_ends(tmp_path: Path) -> None:
     """A worker whose lifeline ends, because the master is gone, ends by itself with exit code 0."""
-    others = Others(tmp_path, 0)
+    board = make_board(tmp_path)
 
-    def live() -> int:
+    def life() -> int:
         lifeline, master = os.pipe()
         _, ringer = os.pipe()
-        surroundings = Surroundings(LogFile(str(tmp_path / "log")), None, None, ringer, lifeline)
+        inheritance = Inheritance(ringer, lifeline, handover.make())
+        surroundings = Surroundings(LogFile(str(tmp_path / "log")), None, None, inheritance)
         configure(surroundings.log, "info", "loader")
-        worker = Worker(Birth(0, 1, others.board, ()), application(tmp_path), surroundings)
         os.close(master)
-        return worker.run()
+        return live(application(tmp_path), surroundings, Birth(0, 1, board, ()))
 
-    assert in_child(live) == 0
+    assert in_child(life) == 0
     assert "the master is gone: finishing 0 calls" in (tmp_path / "log").read_text()
 
 
@@ -177,16 +98,22 @@ class Life:
         address: Where it listens.
         pid: Its process.
         folder: Its runtime folder; the log is in it.
+        handover: Both ends of the way from dead workers to others.
     """
 
     address: tuple[str, int]
     pid: int
     folder: Path
+    handover: tuple[int, int]
+
+    def connect(self) -> socket.socket:
+        """Connect as Asterisk does, and say nothing yet."""
+        return socket.create_connection(self.address, _WAIT_S)
 
     def place(self) -> socket.socket:
         """Place a call; the environment is sent."""
-        asterisk = socket.create_connection(self.address, _WAIT_S)
-        asterisk.sendall(b"agi_network: yes\nagi_network_script: hello\nagi_uniqueid: 1.1\n\n")
+        asterisk = self.connect()
+        asterisk.sendall(_ENVIRONMENT)
         return asterisk
 
     def signal(self, number: int) -> None:
@@ -204,9 +131,9 @@ class Life:
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> Iterator[Callable[..., Life]]:
+def lives(tmp_path: Path) -> Iterator[Callable[..., Life]]:
     """Give a function that starts a worker which serves one route by a function of the test's."""
-    lives: list[Life] = []
+    begun: list[Life] = []
     ends: list[int] = []
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -217,10 +144,11 @@ def live(tmp_path: Path) -> Iterator[Callable[..., Life]]:
         prove: bool = False,
         selftest: Callable[[Context], object] | None = None,
     ) -> Life:
-        board = Others(tmp_path, 0).board
+        board = make_board(tmp_path)
         lifeline, master = os.pipe()
         bell, ringer = os.pipe()
-        ends.extend((lifeline, master, bell, ringer))
+        pair = handover.make()
+        ends.extend((lifeline, master, bell, ringer, *pair))
         # As the zygote does: a signal that comes too soon waits.
         signal.pthread_sigmask(signal.SIG_BLOCK, WORKER_SIGNALS)
         pid = os.fork()
@@ -236,16 +164,17 @@ def live(tmp_path: Path) -> Iterator[Callable[..., Life]]:
                 served = replace(served, selftests=(selftest,) if selftest else ())
                 descriptor = os.dup(listener.fileno())
                 birth = Birth(0, 1, board, (descriptor,), prove)
-                code = Worker(birth, served, Surroundings(log, log, log, ringer, lifeline)).run()
+                surroundings = Surroundings(log, log, log, Inheritance(ringer, lifeline, pair))
+                code = live(served, surroundings, birth)
             finally:
                 os._exit(code)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
-        life = Life(listener.getsockname(), pid, tmp_path)
-        lives.append(life)
+        life = Life(listener.getsockname(), pid, tmp_path, pair)
+        begun.append(life)
         return life
 
     yield start
-    for life in lives:
+    for life in begun:
         with suppress(ProcessLookupError, ChildProcessError):
             life.signal(signal.SIGKILL)
             os.waitpid(life.pid, 0)
@@ -270,9 +199,9 @@ def refuse(context: Context) -> None:
     raise ValueError("the sound files are missing")
 
 
-def test_others_see_the_calls_of_a_worker(live: Callable[..., Life]) -> None:
+def test_others_see_the_calls_of_a_worker(lives: Callable[..., Life]) -> None:
     """Who reads the worker's call board finds a call in progress, and no call after its end."""
-    life = live(wait_for_digits)
+    life = lives(wait_for_digits)
     board = life.folder / "calls" / "0"
     with life.place() as asterisk:
         assert asterisk.recv(100) == b"WAIT FOR DIGIT -1\n"
@@ -288,9 +217,9 @@ def test_others_see_the_calls_of_a_worker(live: Callable[..., Life]) -> None:
     assert (route.calls, route.commands, route.outcomes["ok"]) == (1, 1, 1)
 
 
-def test_a_call_whose_route_gives_no_time_ends_with_the_draining(live: Callable[..., Life]) -> None:
+def test_a_call_whose_route_gives_no_time_ends_with_the_draining(lives: Callable[..., Life]) -> None:
     """A worker that drains ends the calls of a route as soon as that wants, though others may go on."""
-    life = live(wait_for_digits, "{drain_timeout: 0}", "drain_timeout: 4h")
+    life = lives(wait_for_digits, "{drain_timeout: 0}", "drain_timeout: 4h")
     with life.place() as asterisk:
         assert asterisk.recv(100) == b"WAIT FOR DIGIT -1\n"
         life.signal(signal.SIGTERM)
@@ -299,9 +228,9 @@ def test_a_call_whose_route_gives_no_time_ends_with_the_draining(live: Callable[
     assert life.end() == 0
 
 
-def test_a_slow_call_is_written_down_while_it_runs(live: Callable[..., Life]) -> None:
+def test_a_slow_call_is_written_down_while_it_runs(lives: Callable[..., Life]) -> None:
     """The worker notices a call that is slow by its route's measure, and writes down where it is."""
-    life = live(wait_in_the_script, "{slow_after: 10ms}")
+    life = lives(wait_in_the_script, "{slow_after: 10ms}")
     with life.place() as asterisk:
         assert asterisk.recv(100) == b"NOOP\n"
         asterisk.sendall(b"200 result=0\n")
@@ -313,12 +242,13 @@ def test_a_slow_call_is_written_down_while_it_runs(live: Callable[..., Life]) ->
 
 def test_many_slow_calls_are_told_of_in_portions(tmp_path: Path) -> None:
     """When a database hangs all calls become slow at once: writing that down keeps nobody from his turn."""
+    board = make_board(tmp_path)
 
-    def live() -> object:
-        others = Others(tmp_path, 0)
+    def look_thrice() -> object:
         bell, ringer = os.pipe()
-        surroundings = Surroundings(LogFile(str(tmp_path / "log")), None, None, ringer, bell)
-        worker = Worker(Birth(0, 1, others.board, ()), application(tmp_path), surroundings)
+        inheritance = Inheritance(ringer, bell, handover.make())
+        surroundings = Surroundings(LogFile(str(tmp_path / "log")), None, None, inheritance)
+        worker = Worker(Birth(0, 1, board, ()), application(tmp_path), surroundings, Custody(1), 0)
         told: list[Session] = []
 
         def report(session: Session) -> None:
@@ -337,12 +267,12 @@ def test_many_slow_calls_are_told_of_in_portions(tmp_path: Path) -> None:
             looks.append(len(told))
         return looks
 
-    assert in_child(live) == [MOST_SLOW, MOST_SLOW + 1, MOST_SLOW + 1]
+    assert in_child(look_thrice) == [MOST_SLOW, MOST_SLOW + 1, MOST_SLOW + 1]
 
 
-def test_a_call_that_waits_for_a_place_is_queued(live: Callable[..., Life]) -> None:
+def test_a_call_that_waits_for_a_place_is_queued(lives: Callable[..., Life]) -> None:
     """A call that finds every place taken is seen in the queue, and its wait stands in its access line."""
-    life = live(wait_for_digits, more="calls_per_worker: 1")
+    life = lives(wait_for_digits, more="calls_per_worker: 1")
     with life.place() as first, life.place() as second:
         assert first.recv(100) == b"WAIT FOR DIGIT -1\n"
         until(lambda: CallState.QUEUED in [each.state for each in read_calls(life.folder / "calls" / "0", 0)])
@@ -357,9 +287,9 @@ def test_a_call_that_waits_for_a_place_is_queued(live: Callable[..., Life]) -> N
 
 
 @pytest.mark.parametrize(("prove", "code"), [(True, 1), (False, 0)])
-def test_a_self_test_that_fails(live: Callable[..., Life], prove: bool, code: int) -> None:
+def test_a_self_test_that_fails(lives: Callable[..., Life], prove: bool, code: int) -> None:
     """A worker that has to prove itself does not serve when a self-test fails; others are not tested."""
-    life = live(wait_for_digits, prove=prove, selftest=refuse)
+    life = lives(wait_for_digits, prove=prove, selftest=refuse)
     if not prove:
         life.signal(signal.SIGTERM)
     assert life.end() == code
@@ -367,14 +297,164 @@ def test_a_self_test_that_fails(live: Callable[..., Life], prove: bool, code: in
     assert ("ValueError: the sound files are missing" in life.log) is prove
 
 
-def test_a_worker_tells_its_stacks(live: Callable[..., Life]) -> None:
+def test_a_worker_tells_its_stacks(lives: Callable[..., Life]) -> None:
     """Whoever asks the worker's socket learns which call waits where."""
-    life = live(wait_for_digits)
+    life = lives(wait_for_digits)
     with life.place() as asterisk:
         assert asterisk.recv(100) == b"WAIT FOR DIGIT -1\n"
         text = ask_stacks(life.folder / "stacks" / "0", _WAIT_S)
         assert "in wait_for_digits" in text
         assert "route=" in text
+
+
+# --- who has not begun
+
+
+def hear_all(asterisk: socket.socket) -> bytes:
+    """Hear the worker out."""
+    return b"".join(iter(lambda: asterisk.recv(4096), b""))
+
+
+def test_no_place_in_the_lane(lives: Callable[..., Life]) -> None:
+    """A call that finds neither a place nor room to wait in its lane hears so, and which key decides."""
+    life = lives(wait_for_digits, "{lane: slow}", "lanes: {slow: {max_active: 1, max_queue: 0}}")
+    with life.place() as first, life.place() as second:
+        assert first.recv(100) == b"WAIT FOR DIGIT -1\n"
+        heard = hear_all(second)
+        assert b"SET VARIABLE FAGI_STATUS OVERLOAD\n" in heard
+        assert b"lanes.slow.max_active: 1" in heard
+        first.sendall(b"200 result=0\n")
+        assert first.recv(100) == b""
+    with life.place() as third:
+        assert third.recv(100) == b"WAIT FOR DIGIT -1\n"
+        third.sendall(b"200 result=0\n")
+        assert third.recv(100) == b""
+
+
+def test_too_many_calls_of_one_server(lives: Callable[..., Life]) -> None:
+    """One Asterisk server gets no more calls served than it may have, and hears so."""
+    life = lives(wait_for_digits, more="limits: {calls_per_server: 1}")
+    with life.place() as first, life.place() as second:
+        heard = first.recv(100) + second.recv(4096)
+        assert b"WAIT FOR DIGIT -1\n" in heard
+        assert b"OVERLOAD" in heard
+
+
+def test_who_is_silent_when_the_worker_drains(lives: Callable[..., Life]) -> None:
+    """A worker that drains serves those who have connected already, whenever they begin to speak."""
+    life = lives(wait_for_digits)
+    with life.connect() as silent, life.connect() as half_heard, life.place() as begun:
+        half_heard.sendall(_ENVIRONMENT[:20])
+        # The connections are accepted in their order.
+        assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
+        life.signal(signal.SIGTERM)
+        begun.sendall(b"200 result=0\n")
+        assert begun.recv(100) == b""
+        silent.sendall(_ENVIRONMENT)
+        half_heard.sendall(_ENVIRONMENT[20:])
+        for asterisk in (silent, half_heard):
+            assert asterisk.recv(100) == b"WAIT FOR DIGIT -1\n"
+            asterisk.sendall(b"200 result=0\n")
+            assert asterisk.recv(100) == b""
+    assert life.end() == 0
+
+
+def test_silent_ones_do_not_keep_a_worker(lives: Callable[..., Life]) -> None:
+    """A worker that drains gives silent connections their time and no more, and tells them."""
+    life = lives(wait_for_digits, more="limits: {header_timeout: 50ms}")
+    with life.connect() as silent:
+        # Accepted before the next one.
+        with life.place() as begun:
+            assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
+        life.signal(signal.SIGTERM)
+        assert b"SET VARIABLE FAGI_STATUS TIMEOUT\n" in hear_all(silent)
+    assert life.end() == 0
+
+
+def test_a_worker_that_must_end_tells_everybody(lives: Callable[..., Life]) -> None:
+    """Silent, half heard, queued and begun: whoever is there when the worker must end hears why."""
+    life = lives(wait_for_digits, more="calls_per_worker: 1")
+    with life.connect() as silent, life.connect() as half_heard, life.place() as begun:
+        half_heard.sendall(_ENVIRONMENT[:20])
+        assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
+        with life.place() as queued:
+            until(lambda: "QUEUED" in states(life))
+            life.signal(signal.SIGINT)
+            for asterisk in (silent, half_heard, queued, begun):
+                heard = hear_all(asterisk)
+                assert b"SET VARIABLE FAGI_STATUS STOPPED\n" in heard
+                assert heard.endswith(FAILURE_LINE)
+    assert life.end() == 0
+
+
+def test_whoever_waited_begins_when_the_worker_drains(lives: Callable[..., Life]) -> None:
+    """Nobody else can take a call that waits in a worker which drains, so it begins at once, place or not."""
+    life = lives(wait_for_digits, more="calls_per_worker: 1")
+    with life.place() as first, life.place() as second:
+        assert first.recv(100) == b"WAIT FOR DIGIT -1\n"
+        until(lambda: "QUEUED" in states(life))
+        life.signal(signal.SIGTERM)
+        assert second.recv(100) == b"WAIT FOR DIGIT -1\n"
+        for asterisk in (first, second):
+            asterisk.sendall(b"200 result=0\n")
+            assert asterisk.recv(100) == b""
+    assert life.end() == 0
+
+
+# --- its witness
+
+
+def states(life: Life) -> list[str]:
+    """Return what the calls of a worker do."""
+    return [each.state.name for each in read_calls(life.folder / "calls" / "0", 0)]
+
+
+def witness_of(life: Life) -> int:
+    """Return the process of a worker's witness: its only child."""
+    [pid] = Path(f"/proc/{life.pid}/task/{life.pid}/children").read_text().split()
+    return int(pid)
+
+
+def test_a_worker_whose_witness_is_gone(lives: Callable[..., Life]) -> None:
+    """Without a witness a worker serves what it has and ends: nobody would tell the truth if it died."""
+    life = lives(wait_for_digits)
+    with life.place() as asterisk:
+        assert asterisk.recv(100) == b"WAIT FOR DIGIT -1\n"
+        os.kill(witness_of(life), signal.SIGKILL)
+        until(lambda: "the witness is gone" in life.log)
+        asterisk.sendall(b"200 result=0\n")
+        assert asterisk.recv(100) == b""
+    assert life.end() == 0
+
+
+def test_a_worker_that_dies(lives: Callable[..., Life]) -> None:
+    """Calls that have begun hear of the crash; all that have not are given to the next worker."""
+    life = lives(wait_for_digits, more="calls_per_worker: 1")
+    with life.connect() as silent, life.connect() as half_heard, life.place() as begun:
+        half_heard.sendall(_ENVIRONMENT[:20])
+        assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
+        with life.place() as queued:
+            until(lambda: "QUEUED" in states(life))
+            life.signal(signal.SIGKILL)
+            assert life.end() == -signal.SIGKILL
+            heard = hear_all(begun)
+            assert b"SET VARIABLE FAGI_STATUS CRASH\n" in heard
+            assert heard.endswith(FAILURE_LINE)
+            given: list[int] = []
+
+            def all_are_given() -> bool:
+                given.extend(handover.take(life.handover[0]))
+                return len(given) == 3
+
+            until(all_are_given)
+            taken = [socket.socket(fileno=descriptor) for descriptor in given]
+            ends = {each.getpeername(): each for each in taken}
+            assert set(ends) == {each.getsockname() for each in (silent, half_heard, queued)}
+            # As it came: nothing of it was consumed.
+            assert ends[queued.getsockname()].recv(4096) == _ENVIRONMENT
+            assert ends[half_heard.getsockname()].recv(4096) == _ENVIRONMENT[:20]
+            for each in taken:
+                each.close()
 
 
 def until(condition: Callable[[], bool]) -> None:

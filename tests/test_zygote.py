@@ -18,8 +18,38 @@ from fastagi_pool.zygote import MASTER_SIGNALS, Prepare, Zygote
 _Message = TypeVar("_Message", bound=Message)
 #: The life of a worker: its slot, and whether it has to prove itself.
 Life: TypeAlias = Callable[[int, bool], int]
-#: The generation whose zygote has a process besides its workers.
-WITH_COMPANION = 99
+#: The generation whose zygote has processes besides its workers.
+WITH_COMPANIONS = 99
+
+
+class Companion:
+    """A process besides the workers, which waits to be ended (used in the zygote)."""
+
+    def __init__(self, name: str, say: Callable[[str], None]) -> None:
+        self._name = name
+        self._say = say
+        self._pid = 0
+        self._wanted = False
+
+    def begin(self) -> None:
+        """Be started at the next look."""
+        self._wanted = True
+
+    def look_after(self) -> None:
+        """Start it, once."""
+        if self._wanted:
+            self._wanted = False
+            self._pid = os.fork()
+            if self._pid == 0:
+                signal.pause()
+            self._say(f"{self._name}={self._pid}")
+
+    def has_ended(self, pid: int) -> bool:
+        """Whether it was this one."""
+        if pid != self._pid:
+            return False
+        self._say(f"the {self._name} has ended")
+        return True
 
 
 class RunningZygote:
@@ -31,8 +61,7 @@ class RunningZygote:
     """
 
     def __init__(self, worker: Life) -> None:
-        self._companion = 0
-        self._companion_wanted = False
+        self._companions = [Companion(name, self.say) for name in ("launcher", "replay")]
         self._reading, self._writing = os.pipe()
         self.channel, theirs = Channel.pair()
         self.pid = os.fork()
@@ -46,36 +75,23 @@ class RunningZygote:
                     self._reopen,
                     lambda title: None,
                     poll,
-                    self,
+                    self._companions,
                 ).run()
                 os._exit(code)
             finally:
                 os._exit(99)
         theirs.close()
 
-    def look_after(self) -> None:
-        """Start the companion of a generation that has one (in the zygote)."""
-        if self._companion_wanted:
-            self._companion_wanted = False
-            self._companion = os.fork()
-            if self._companion == 0:
-                signal.pause()
-            self.say(f"companion={self._companion}")
-
-    def has_ended(self, pid: int) -> bool:
-        """Whether it was the companion (in the zygote)."""
-        if pid != self._companion:
-            return False
-        self.say("the companion has ended")
-        return True
-
     def say(self, text: str) -> None:
         """Tell the test something (in the zygote or its workers)."""
         os.write(self._writing, f"{text}\n".encode())
 
     def hear(self) -> str:
-        """Wait for what the zygote or a worker says."""
-        return os.read(self._reading, 1000).decode().strip()
+        """Wait for what the zygote or a worker says, one line."""
+        line = b""
+        while not line.endswith(b"\n"):
+            line += os.read(self._reading, 1)
+        return line.decode().strip()
 
     def expect(self, kind: type[_Message]) -> _Message:
         """Wait for the zygote's next message, which must be of this kind."""
@@ -102,7 +118,8 @@ class RunningZygote:
 
     def _told(self, worker: Life) -> Prepare:
         def prepare(begin: Begin, listeners: list[int]) -> Life:
-            self._companion_wanted = begin.generation == WITH_COMPANION
+            for companion in self._companions if begin.generation == WITH_COMPANIONS else ():
+                companion.begin()
 
             def live(slot: int, prove: bool) -> int:
                 blocked = signal.SIGTERM in signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -188,12 +205,14 @@ def test_logs_are_reopened(zygote: RunningZygote) -> None:
     assert zygote.hear() == "reopened"
 
 
-def test_the_companion_is_looked_after(zygote: RunningZygote) -> None:
-    """The process besides the workers is started with them, and its end is told to nobody but its keeper."""
-    zygote.channel.send(Begin(WITH_COMPANION))
-    pid = int(zygote.hear().removeprefix("companion="))
-    os.kill(pid, signal.SIGKILL)
-    assert zygote.hear() == "the companion has ended"
+def test_companions_are_looked_after(zygote: RunningZygote) -> None:
+    """Processes besides the workers are started with them, and the end of one is told to its keeper only."""
+    zygote.channel.send(Begin(WITH_COMPANIONS))
+    pids = [int(zygote.hear().removeprefix(f"{name}=")) for name in ("launcher", "replay")]
+    os.kill(pids[1], signal.SIGKILL)
+    assert zygote.hear() == "the replay has ended"
+    os.kill(pids[0], signal.SIGKILL)
+    assert zygote.hear() == "the launcher has ended"
     worker = zygote.fork(5)
     assert zygote.expect(Ended).pid == worker
 

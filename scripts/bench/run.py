@@ -28,6 +28,8 @@ from figures import Section, facts_text, not_measured, rewrite, section_text
 from legacy_calls import legacy
 from load import LoadFailed, LoadSource
 from machine import facts
+from overload import overload
+from protection import protection
 from service import PoolFailed
 from speed import peers, rates, recycle
 from trouble import kill, mariadb, reload
@@ -48,6 +50,8 @@ MEASUREMENTS: Final[Mapping[str, Callable[[Bench], Section]]] = {
     "held": held,
     "balance": balance,
     "watching": watching,
+    "overload": overload,
+    "protection": protection,
     "reload": reload,
     "kill": kill,
     "mariadb": mariadb,

@@ -30,6 +30,7 @@ SCRIPTS: Final = (
     "stubborn",
     "spinning",
     "blocking",
+    "deadly",
     "growing",
     "writing",
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 
@@ -76,6 +77,13 @@ def blocking(call: Call, context: Context) -> None:
     """Once the test lets it, wait in a way that gevent knows nothing of."""
     call.noop(f"held by {os.getpid()}")
     monkey.get_original("time", "sleep")(_FOR_EVER_S)
+
+
+def deadly(call: Call, context: Context) -> None:
+    """End the process, as a fault in a library does, if the caller is the wrong one."""
+    if "fatal" in call.request.query:
+        os.kill(os.getpid(), signal.SIGSEGV)
+    call.set_variable("PID", str(os.getpid()))
 
 
 def growing(call: Call, context: Context) -> None:

@@ -11,14 +11,31 @@ from contextlib import ExitStack
 from service import PoolService, Process, pids
 
 from fastagi_pool.pool import ExitCode
-from fastagi_pool.testing import AgiStatus
+from fastagi_pool.scoreboard import Scoreboard, SlotFacts, Supervision
+from fastagi_pool.testing import AgiStatus, environment
 
 from .conftest import Pools, route
-from .opencall import hold, hold_in
+from .opencall import OpenCall, hold, hold_in
 from .stream import CallStream
 
 #: How soon after the death of a worker another must serve.
 _REPLACED_S = 1.0
+#: What the dialplan of a call hears whose worker has died.
+_CRASH = "SET VARIABLE FAGI_STATUS CRASH"
+_CRASHED = {_CRASH, 'SET VARIABLE FAGI_ERROR "the worker died"', "failure"}
+_ENVIRONMENT = environment("agi://localhost/hello").encode()
+
+
+def witness_of(pool: PoolService, worker: SlotFacts) -> int:
+    """Return the process of a worker's witness."""
+    title = f"witness of worker {worker.slot} "
+    (witness,) = [each.pid for each in pool.processes() if title in each.title]
+    return witness
+
+
+def supervision(pool: PoolService) -> Supervision:
+    """Return what the master publishes."""
+    return Scoreboard.attach(pool.folder / "run" / "scoreboard").supervision
 
 
 def loader_of(pool: PoolService) -> Process:
@@ -44,9 +61,88 @@ def test_worker_is_killed(pools: Pools) -> None:
         pool.await_that(lambda: len(pids(pool.serving()) - {victim.pid}) == 2, "has a new worker")
         assert time.monotonic() - killed_s < _REPLACED_S
         assert int(line[1]) >= 1
-        assert lost.end() is AgiStatus.SUCCESS  # So Asterisk sees it: nobody was left to say "failure".
+        assert lost.end() is AgiStatus.FAILURE
+        assert set(lost.said) >= _CRASHED
         assert kept.release() is AgiStatus.SUCCESS
         assert kept.said[1] == f"SET VARIABLE PID {survivor.pid}"
+
+
+def test_a_worker_is_killed_with_all_kinds_of_calls(pools: Pools) -> None:
+    """Whoever had not begun in a dead worker is served by the next, even if it was the only one."""
+    pool = pools.start({"workers": 1, "calls_per_worker": 1})
+    (victim,) = pool.serving()
+    with ExitStack() as stack:
+        silent, half_heard = (stack.enter_context(OpenCall(pool.address)) for _ in range(2))
+        half_heard.send(_ENVIRONMENT[:20])
+        begun = hold_in(pool.address, victim.pid, stack)
+        queued = stack.enter_context(OpenCall(pool.address, "hello"))
+        pool.await_that(lambda: pool.serving()[0].queued == 1, "has a call in its queue")
+        os.kill(victim.pid, signal.SIGKILL)
+        assert begun.end() is AgiStatus.FAILURE
+        assert set(begun.said) >= _CRASHED
+        (follower,) = pool.await_serving(1)
+        silent.send(_ENVIRONMENT)
+        half_heard.send(_ENVIRONMENT[20:])
+        for call in (queued, half_heard, silent):
+            assert call.end() is AgiStatus.SUCCESS
+            assert call.said[0] == f"SET VARIABLE PID {follower.pid}"
+    pool.await_log(
+        r"witness=0 gen=1 pid=\d+ witness of worker=0: told 1 calls CRASH, gave 3 to another worker"
+    )
+    pool.await_that(lambda: supervision(pool).lost_calls == 1, "counts the call that was lost")
+    outcomes = [line["outcome"] for line in pool.await_access(3)]
+    assert outcomes == ["ok"] * 3
+
+
+def test_a_request_that_ends_workers(pools: Pools) -> None:
+    """A request that has killed two workers is refused, and all other requests of the route are served."""
+    pool = pools.start()
+    for death in (1, 2):
+        result = pool.call("deadly?fatal=yes")
+        assert result.status is AgiStatus.FAILURE
+        assert result.variables["FAGI_STATUS"] == "CRASH"
+        pool.await_log("died in serving .* killed by SIGSEGV", times=death)
+        pool.await_serving(2)
+    pool.await_log(r"2 workers died while they served a request like call=\S+ \(route=deadly")
+    for _ in range(5):
+        result = pool.call("deadly?fatal=yes")
+        assert result.status is AgiStatus.FAILURE
+        assert result.variables["FAGI_STATUS"] == "QUARANTINED"
+        assert pool.call("deadly").status is AgiStatus.SUCCESS
+    assert len(re.findall("died in serving", pool.logged())) == 2
+    assert (supervision(pool).lost_calls, supervision(pool).quarantined) == (2, 1)
+
+
+def test_a_witness_is_killed(pools: Pools) -> None:
+    """A worker without its witness serves what it has, ends, and another takes its place."""
+    pool = pools.start()
+    bereft, other = pool.serving()
+    with ExitStack() as stack:
+        kept = hold_in(pool.address, bereft.pid, stack)
+        os.kill(witness_of(pool, bereft), signal.SIGKILL)
+        pool.await_log(rf"pid={bereft.pid} the witness is gone")
+        pool.await_that(lambda: len(pids(pool.serving()) - {bereft.pid}) == 2, "replaces the worker")
+        assert kept.release() is AgiStatus.SUCCESS
+    pool.await_log(rf"gen=1 pid={bereft.pid} ended after \d+ calls")
+    assert other.pid in pids(pool.serving())
+    assert supervision(pool).lost_calls == 0
+
+
+def test_the_master_ends_before_anybody_takes_over(pools: Pools) -> None:
+    """Calls of a dead worker for which there is no other worker are told so when the server ends."""
+    pool = pools.start({"workers": 1})
+    (victim,) = pool.serving()
+    with OpenCall(pool.address) as silent:
+        # It was accepted before this one.
+        assert pool.call("hello").status is AgiStatus.SUCCESS
+        os.kill(loader_of(pool).pid, signal.SIGSTOP)
+        os.kill(victim.pid, signal.SIGKILL)
+        pool.await_log(r"told 0 calls CRASH, gave 1 to another worker")
+        pool.signal(signal.SIGINT)
+        assert silent.end() is AgiStatus.FAILURE
+        assert _CRASH in silent.said
+        pool.wait()
+    pool.await_log("1 calls that nobody had begun were told so, 0 could not be told")
 
 
 def test_workers_are_killed_under_load(pools: Pools) -> None:
