@@ -183,9 +183,9 @@ def await_access_lines(pool: PoolService, wanted: int) -> tuple[int, int]:
 
 
 def _expected_processes(pool: PoolService) -> int:
-    """Count the master, its loader, its observer and the workers."""
+    """Count the master, its loader, its observer, the workers and their witnesses."""
     workers: int = pool.config["workers"]
-    return 3 + workers
+    return 3 + 2 * workers
 
 
 def _await_rest(pool: PoolService) -> None:

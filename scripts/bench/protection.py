@@ -25,7 +25,7 @@ from load import AT_ONCE, Load, LoadResult, interleaved, rate, ratios
 from mariadb import PASSWORD, MariaDBMissingError, MariaDBServer, find_mariadb
 from service import PoolService
 from speed import speeds, spread
-from vicidial_calls import _Desk
+from vicidial_calls import Desk
 from vicidial_database import VicidialDatabase, pool_databases, pool_route
 
 from fastagi_pool.marks import TABLE
@@ -125,7 +125,7 @@ class _Side:
     name: str
     bench: Bench
     pool: PoolService
-    desk: _Desk
+    desk: Desk
     hellos: list[LoadResult] = field(default_factory=list)
     records: list[LoadResult] = field(default_factory=list)
     cost_us: dict[str, list[float]] = field(default_factory=dict)
@@ -220,7 +220,7 @@ def _start(bench: Bench, pools: ExitStack, name: str, tables: _Tables | None, co
     # No worker ends, and takes along what is known of its time.
     settings = {"databases": databases, "python_path": [str(code)], "max_calls": 0, **_SETTINGS[name]}
     pool = pools.enter_context(bench.pool(*routes, **settings))
-    return _Side(name, bench, pool, _Desk(bench, pool.address, _ENGINE))
+    return _Side(name, bench, pool, Desk(bench, pool.address, _ENGINE))
 
 
 def _take_turns(bench: Bench, sides: Sequence[_Side], kind: str) -> dict[str, list[LoadResult]]:

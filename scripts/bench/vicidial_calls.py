@@ -77,7 +77,7 @@ _COUNT_ROWS: Final = """
 
 
 @dataclass(slots=True)
-class _Desk:
+class Desk:
     """A desk phone whose calls are begun, and later ended, through one pool.
 
     Attributes:
@@ -160,7 +160,7 @@ def _speed(bench: Bench, server: MariaDBServer) -> tuple[list[Figure], dict[str,
         for database in tables.values():
             database.execute("UPDATE servers SET agi_output = 'NONE'")
         desks = [
-            _Desk(bench, servers.enter_context(_pool(bench, database.url)).address, engine)
+            Desk(bench, servers.enter_context(_pool(bench, database.url)).address, engine)
             for engine, database in tables.items()
         ]
         missing = ""
@@ -202,7 +202,7 @@ def _ratio(results: Mapping[str, Sequence[LoadResult]], what: str, least: float,
     return judged(described, spread(found), criterion, median(found) >= least)
 
 
-def _lost(desks: Sequence[_Desk]) -> Figure:
+def _lost(desks: Sequence[Desk]) -> Figure:
     results = [result for desk in desks for result in (*desk.starts, *desk.ends)]
     lost = sum(result.lost for result in results)
     what, criterion = _LOST
