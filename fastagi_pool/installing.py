@@ -34,6 +34,8 @@ from fastagi_pool.journal import Journal
 #: Where it is written down what was made: commands among it, which root runs. So it is not in the folder of
 #: the journal, which is the server's user's.
 RECORD: Final = "/var/lib/fastagi-pool-setup/installed.json"
+#: Where it was while there was no journal.
+_EARLIER_RECORD: Final = "/var/lib/fastagi-pool/installed.json"
 DEFAULT_USER: Final = "fastagi"
 _NAME: Final = "fastagi-pool"
 _LOG_FOLDER: Final = "/var/log/fastagi-pool"
@@ -476,6 +478,9 @@ class Site:
             OperatorError: It cannot be read.
         """
         path = self.path(RECORD)
+        earlier = self.path(_EARLIER_RECORD)
+        if not path.exists() and _is_installers(earlier.parent) and _is_installers(earlier):
+            path = earlier
         try:
             content = json.loads(path.read_text())
             return Record(
@@ -484,7 +489,7 @@ class Site:
                 dict(content["files"]),
                 tuple(tuple(command) for command in content["off"]),
                 content["runtime_dir"],
-                content["journal"],
+                content["journal"] if path != earlier else DEFAULT_JOURNAL,
             )
         except FileNotFoundError:
             return Record()
@@ -498,6 +503,7 @@ class Site:
         path = self.path(RECORD)
         if record.is_empty:
             path.unlink(missing_ok=True)
+            self._forget_earlier_record()
             if path.parent.is_dir() and not any(path.parent.iterdir()):
                 path.parent.rmdir()
             return
@@ -505,6 +511,12 @@ class Site:
         fresh = path.with_suffix(".new")
         fresh.write_text(json.dumps(asdict(record), indent=2) + "\n")
         fresh.rename(path)
+        self._forget_earlier_record()
+
+    def _forget_earlier_record(self) -> None:
+        earlier = self.path(_EARLIER_RECORD)
+        if _is_installers(earlier.parent) and _is_installers(earlier):
+            earlier.unlink()
 
     def look(self, wanted: Sequence[Wish], record: Record) -> Facts:
         """Look what is there of what is wanted, and of what was made."""
@@ -724,6 +736,14 @@ def _reason(error: OSError | subprocess.CalledProcessError) -> str:
         said = f"{error.stderr}".strip().splitlines()
         return f"{' '.join(error.cmd)}: {said[-1] if said else f'exit code {error.returncode}'}"
     return f"{error.filename or ''}: {error.strerror}".lstrip(": ")
+
+
+def _is_installers(path: Path) -> bool:
+    """Tell whether a path is there, and nobody else's: commands are run that stand in a record."""
+    try:
+        return path.lstat().st_uid == os.geteuid()
+    except FileNotFoundError:
+        return False
 
 
 def _digest(content: bytes) -> str:

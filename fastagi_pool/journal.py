@@ -236,30 +236,38 @@ class JournalFacts:
 class Backlog:
     """Which databases have calls waiting in the journal, for every process of the node: shared memory."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, is_ours: bool = True) -> None:
         """Use :attr:`Journal.backlog`. It shows nothing before it is attached.
 
         Args:
             path: The file, below the runtime folder.
+            is_ours: Whether it may be made, or made anew. An operator's command must not: the name is what
+                the pool's user says it is, and the operator may be root.
         """
         self.path = path
+        self._is_ours = is_ours
         self._memory: mmap.mmap | None = None
         self._words = memoryview(bytes(_SIZE_BYTES)).cast("Q")
         self._identity: tuple[int, int] | None = None
         self._rows_seen = 0
         self._at: dict[str, int] = {}
 
-    def attach(self) -> None:
+    def attach(self) -> bool:
         """Map the file; make it if it is missing. Only inside a write transaction of the journal.
+
+        Returns:
+            Whether it is mapped: not if it is no backlog, and not ours to become one.
 
         Raises:
             OSError: The folder is missing, not writable or full.
         """
         if self._memory is not None and _identity_of(self.path) == self._identity:
-            return
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            return True
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self._is_ours else os.O_NONBLOCK)
         descriptor = os.open(self.path, flags, 0o644)
         try:
+            if not self._is_ours and not _is_backlog(os.pread(descriptor, _SIZE_BYTES, 0)):
+                return False
             # A full file system must fail here and not as SIGBUS when a row is written.
             os.posix_fallocate(descriptor, 0, _SIZE_BYTES)
             status = os.fstat(descriptor)
@@ -273,6 +281,7 @@ class Backlog:
         self._at, self._rows_seen = {}, 0
         self._memory, self._words = memory, memoryview(memory).cast("Q")
         self._identity = status.st_dev, status.st_ino
+        return True
 
     def waits(self, database: str) -> bool:
         """Tell whether calls of a database wait in the journal. Costs a fifth of a microsecond.
@@ -351,17 +360,22 @@ def read_backlog(path: Path) -> JournalFacts:
             data = os.pread(file.fileno(), _SIZE_BYTES, 0)
     except FileNotFoundError:
         return JournalFacts()
-    if len(data) < _SIZE_BYTES:
+    if not _is_backlog(data):
         raise ValueError(f"{path} is no backlog of a journal")
-    magic, rows, used_bytes, limit_bytes = _HEADER.unpack_from(data)
-    if magic != _MAGIC or not 1 <= rows <= 1 + _MOST_DATABASES:
-        raise ValueError(f"{path} is no backlog of a journal")
+    _, rows, used_bytes, limit_bytes = _HEADER.unpack_from(data)
     found = []
     for row in range(rows):
         raw, waiting, quarantined, oldest_s = _ROW.unpack_from(data, (1 + row) * _ROW_BYTES)
         if row or waiting or quarantined:
             found.append(BacklogFacts(_name(raw), waiting, quarantined, oldest_s))
     return JournalFacts(tuple(found), used_bytes, limit_bytes)
+
+
+def _is_backlog(data: bytes) -> bool:
+    if len(data) < _SIZE_BYTES:
+        return False
+    magic, rows, _, _ = _HEADER.unpack_from(data)
+    return bool(magic == _MAGIC and 1 <= rows <= 1 + _MOST_DATABASES)
 
 
 def _name(raw: bytes) -> str:
@@ -647,8 +661,7 @@ class Journal:
                     raise
 
     def _publish(self, connection: sqlite3.Connection) -> None:
-        if self._backlog is not None:
-            self._backlog.attach()
+        if self._backlog is not None and self._backlog.attach():
             self._backlog.publish(self._facts(connection))
 
     def _facts(self, connection: sqlite3.Connection) -> JournalFacts:
@@ -772,7 +785,7 @@ class Journal:
         self._max_bytes = int(known.get("max_bytes", 0))
         path = Path(known.get("backlog", ""))
         # Nobody reads it where no pool runs, and none is to be made on a pool's behalf.
-        self._backlog = Backlog(path) if path.is_file() else None
+        self._backlog = Backlog(path, is_ours=False) if path.is_file() else None
 
     # --- faults
 

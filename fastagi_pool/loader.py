@@ -49,6 +49,8 @@ from fastagi_pool.zygote import Zygote
 
 #: Longest report that is sure to fit into one message.
 _REPORT_CHARACTERS: Final = 50_000
+#: What an SQLite database and its log take at least, and some more.
+_LEAST_ROOM_BYTES: Final = 512 * 1024
 #: Between the starts of two launchers: one that cannot live must not take the machine.
 LAUNCHER_PAUSE_S: Final = 1.0
 
@@ -171,9 +173,23 @@ def _try_journal(application: Application) -> None:
     try:
         application.check_journal()
     except JournalUnavailable as error:
+        if _is_full(application.config.journal.path):
+            # It passes, and calls come. Every worker that cannot put calls off says so in the log.
+            return
         raise BootError(
             f"{error} (or say journal.file: off, and calls fail whose database is away)"
         ) from error
+
+
+def _is_full(path: Path | None) -> bool:
+    """Tell whether the disk of a file has no room for the little that it takes to open a journal."""
+    if path is None:
+        return False
+    try:
+        disk = os.statvfs(path.parent)
+    except OSError:
+        return False
+    return disk.f_bavail * disk.f_frsize < _LEAST_ROOM_BYTES
 
 
 def _identity(config: Config) -> Identity | None:

@@ -46,6 +46,7 @@ from fastagi_pool.routes import RouteTable
 
 if TYPE_CHECKING:
     from gevent.event import Event
+    from sqlalchemy import Connection
 
     from fastagi_pool.dispatch import Handler
     from fastagi_pool.journal import Backlog, Entry, Journal
@@ -242,9 +243,9 @@ class Replayer:
 
     def _do_next(self, name: str, database: Together, pace: Pace) -> bool:
         entries = portion(self._journal.next_entries(name, pace.size), self._suspects)
-        unfit = [(entry.number, why) for entry in entries if (why := self._why_unfit(entry))]
+        unfit = {entry.number: why for entry in entries if (why := self._why_unfit(entry))}
         if unfit:
-            self._quarantine(entries, unfit)
+            self._put_aside([entry for entry in entries if entry.number in unfit], unfit, database)
             return True
         if not entries:
             return False
@@ -269,18 +270,26 @@ class Replayer:
 
     def _do(self, entries: Sequence[Entry], database: Together) -> None:
         """Run entries in one transaction, but for those that are done already."""
-        marks = {entry.number: self._marks.mark_of(entry.ref) for entry in entries}
         with database.transaction() as whole:
-            known = self._marks.known(whole.connection, list(marks.values()))
-            left = [entry for entry in entries if marks[entry.number] not in known]
-            if left:
-                try:
-                    self._marks.write(whole.connection, [marks[entry.number] for entry in left])
-                except exc.IntegrityError as error:
-                    raise TryAgain("a call was found to be done meanwhile", in_doubt=False) from error
+            try:
+                left = self._left_to_do(entries, whole.connection)
+                if left:
+                    marks = [self._marks.mark_of(entry.ref) for entry in left]
+                    self._marks.write(whole.connection, marks)
+            except exc.DBAPIError as error:
+                # No entry is to blame: one was done meanwhile, or its mark is held by a transaction that the
+                # server has not missed yet, or the table is gone with a backup that was restored.
+                self._marked.discard(database.name)
+                raise TryAgain(f"their marks: {database.reason(error)}", in_doubt=False) from error
             # While an entry is suspected of ending the process, it must be known which one runs.
             for wave in waves(left, () if self._running.suspect in self._suspects else self._mixing):
                 self._run_wave(wave, whole)
+
+    def _left_to_do(self, entries: Sequence[Entry], connection: Connection) -> list[Entry]:
+        """Give those of some entries whose marks are not there."""
+        marks = {entry.number: self._marks.mark_of(entry.ref) for entry in entries}
+        known = self._marks.known(connection, list(marks.values()))
+        return [entry for entry in entries if marks[entry.number] not in known]
 
     def _run_wave(self, wave: Sequence[Entry], whole: Whole) -> None:
         """Run the handlers of entries at the same time.
@@ -397,6 +406,17 @@ class Replayer:
                     self._quarantine(entries, [(entry.number, why) for entry in entries])
         except JournalUnavailable as error:
             self._log.error("calls of databases that are gone stay in the journal: %s", error)
+
+    def _put_aside(self, entries: Sequence[Entry], why: Mapping[int, str], database: Together) -> None:
+        """Quarantine what cannot be run, but for what is done already: its mark is not kept for ever."""
+        with database.lease().begin() as connection:
+            left = self._left_to_do(entries, connection)
+        done = {entry.number for entry in entries} - {entry.number for entry in left}
+        self._journal.settle(done=done)
+        self.done += len(done)
+        self._suspects -= done
+        if left:
+            self._quarantine(left, [(entry.number, why[entry.number]) for entry in left])
 
     def _blame(self, failure: _Failed, entries: Sequence[Entry]) -> bool:
         """Have the entry that failed tried alone; if it was alone, put it into quarantine."""

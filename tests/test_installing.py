@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -538,6 +539,22 @@ def test_command_that_is_missing_is_named(site: Site) -> None:
     """A command that the machine does not have is told by name."""
     with pytest.raises(OperatorError, match="no-such-command: No such file or directory"):
         install(site, Enabling((("no-such-command",),), ()))
+
+
+def test_record_of_an_earlier_version_is_taken_over(site: Site, tmp_path: Path) -> None:
+    """What a version without a journal made is known, and its record moves out of the journal's folder."""
+    install(site, FILE)
+    record = site.read_record()
+    path = tmp_path / RECORD.lstrip("/")
+    content = json.loads(path.read_text())
+    del content["journal"]
+    earlier = tmp_path / "var/lib/fastagi-pool/installed.json"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_text(json.dumps(content))
+    path.unlink()
+    assert site.read_record() == record
+    site.write_record(record)
+    assert (path.exists(), earlier.exists()) == (True, False)
 
 
 def test_unreadable_record_is_refused(site: Site, tmp_path: Path) -> None:

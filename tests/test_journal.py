@@ -610,6 +610,22 @@ def test_an_existing_journal_of_a_running_pool(node: Node) -> None:
     operator.close()
 
 
+def test_an_operator_writes_into_nothing_but_a_backlog(node: Node, tmp_path: Path) -> None:
+    """Where the backlog is says the pool's user: root's command must not write into root's files for it."""
+    (number,) = node.open().append([call(1)])
+    node.close()
+    secret = tmp_path / "shadow"
+    secret.write_text("root:x")
+    node.backlog_path.unlink()
+    node.backlog_path.hardlink_to(secret)
+    operator = Journal.open_existing(node.path)
+    assert operator.drop([number]) == 1
+    operator.close()
+    assert secret.read_text() == "root:x"
+    node.open()
+    assert read_backlog(node.backlog_path).waiting == 0
+
+
 def test_an_existing_journal_without_a_pool(node: Node) -> None:
     """Where no runtime folder is any more none is needed, and none is made."""
     node.open().append([call(1)])

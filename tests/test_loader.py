@@ -12,13 +12,17 @@ from pathlib import Path
 
 import pytest
 from children import in_child
+from disks import small_disk
 
 from fastagi_pool.aftermath import Aftermath
 from fastagi_pool.application import assemble
+from fastagi_pool.call import Call
 from fastagi_pool.config import load_text
+from fastagi_pool.context import Context
+from fastagi_pool.deferring import deferrable
 from fastagi_pool.errors import BootError
 from fastagi_pool.listeners import Address
-from fastagi_pool.loader import LauncherKeeper, claim_descriptors, describe
+from fastagi_pool.loader import LauncherKeeper, _try_journal, claim_descriptors, describe
 from fastagi_pool.messages import Loaded
 from fastagi_pool.pool import PoolLimits
 from fastagi_pool.privileges import Identity
@@ -203,3 +207,26 @@ def test_without_scripts_there_is_no_launcher(tmp_path: Path) -> None:
 
 def _children() -> set[int]:
     return set(map(int, Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()))
+
+
+@deferrable
+def _later(_call: Call, _context: Context) -> None:
+    """Serve nobody."""
+
+
+def test_a_pool_starts_though_the_disk_of_its_journal_is_full(tmp_path: Path) -> None:
+    """A full disk passes: it must not keep a machine that was started again from taking calls."""
+    with small_disk(1024) as folder:
+        yaml = f"""
+runtime_dir: {tmp_path}
+journal: {{file: {folder}/journal.db}}
+databases: {{main: {{url: "sqlite:///{tmp_path}/main.db"}}}}
+routes: [{{default: true, handler: "test_loader:later", databases: [main]}}]
+"""
+        application = assemble(load_text(yaml, "test", tmp_path, {}), {"test_loader:later": _later})
+        (folder / "journal.db").write_text("Dear diary, " * 1000)
+        with pytest.raises(BootError, match=r"is none .* say journal\.file: off"):
+            _try_journal(application)
+        (folder / "journal.db").unlink()
+        (folder / "others").write_bytes(bytes(1020 * 1024))
+        _try_journal(application)

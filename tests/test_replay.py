@@ -315,6 +315,50 @@ def test_what_the_configuration_does_not_know_any_more_is_put_aside(
     assert words in playground.quarantined["r1"]
 
 
+def test_what_is_done_already_is_not_put_aside(playground: Playground) -> None:
+    """Whoever lets calls out of quarantine long after, when their marks are forgotten, repeats none."""
+    playground.defer("r1", "r2")
+    marks = Marks("node")
+    with playground.database.lease().begin() as connection:
+        marks.create(connection)
+        marks.write(connection, [marks.mark_of("r1")])
+    elsewhere = Route("other", RouteKind.DEFAULT, "", "other", deferred_by="main")
+    replayer = playground.replay(playground.replayer(other=elsewhere))
+    assert (replayer.done, replayer.failed) == (1, 1)
+    assert list(playground.quarantined) == ["r2"]
+
+
+def test_no_call_is_blamed_for_marks_that_are_gone(playground: Playground) -> None:
+    """A backup without the table of marks was restored: it is made again, and the calls are done."""
+    playground.defer("r1")
+    replayer = playground.replay()
+    with playground.database.lease().begin() as connection:
+        connection.execute(text("DROP TABLE fastagi_pool_marks"))
+    playground.defer("r2", "r3")
+    playground.replay(replayer)
+    assert playground.rows == ["r1", "r2", "r3"]
+    assert playground.quarantined == {}
+
+
+@pytest.mark.mariadb
+def test_no_call_is_blamed_for_a_mark_that_is_held(tmp_path: Path, mariadb_url: str) -> None:
+    """Whose live run was cut off may have a transaction open at the server: the replay waits for its end."""
+    with closing(Playground(tmp_path, mariadb_url)) as playground:
+        (number,) = playground.defer("r1")
+        marks, ghost = Marks("node"), playground.database.lease()
+        connection = ghost.connect()
+        marks.create(connection)
+        connection.commit()
+        marks.write(connection, [marks.mark_of("r1")])
+        replayer = playground.replayer()
+        assert not replayer.look("main")
+        assert [entry.number for entry in playground.journal.next_entries("main", 9)] == [number]
+        ghost.release()
+        playground.replay(replayer)
+        assert playground.rows == ["r1"]
+        assert playground.quarantined == {}
+
+
 def test_calls_of_a_database_that_is_gone_are_put_aside(playground: Playground) -> None:
     """After a reload without their database calls wait for an operator, and not for ever."""
     entry = NewEntry("gone", "note", "r1", ("agi_network_script: note/x",), _LONG_AGO_S, 1.0)
