@@ -69,9 +69,10 @@ class Aftermath:
         board = self._runtime_dir / callboard.FOLDER / str(slot)
         try:
             calls = [each for each in callboard.read_calls(board, slot) if each.pid == pid]
-        except (OSError, ValueError) as error:
+        except Exception as error:
+            # Whatever a process that went astray wrote there: it must not keep the master from replacing it.
             self._log.error(
-                "worker=%d pid=%d: nobody knows which calls it took with it: %s", slot, pid, error
+                "worker=%d pid=%d: nobody knows which calls it took with it: %r", slot, pid, error
             )
             return
         begun = [each for each in calls if each.route]

@@ -437,6 +437,8 @@ class CallRow:
     def ending(self, now_s: float) -> None:
         """The session is being closed."""
         self._leave(now_s)
+        # Else what stands there of the last call in this row would be taken for this one's.
+        self.show()
         self._enter(_ENDING, now_s)
 
     def release(self) -> None:

@@ -4,9 +4,10 @@ Laws:
     * One writer while the worker lives: the worker. Whoever survives it reads.
     * A word is written before what it speaks of can be lost, and cleared after the descriptor is closed: at
       worst it names a descriptor that is closed already.
+    * A connection that is being judged at this moment counts as begun: it may be what ends the process.
     * A connection whose call has not begun is as it came: nothing of it was consumed, so another process can
       serve it as if nothing had happened.
-    * It costs a call three writes into memory, and no system call.
+    * It costs a call a few writes into memory, and no system call.
 
 How it works: one word of 32 bits for each descriptor that the process may have, in a mapping that survives
 its writer because another process shares it. The memory of a page is taken when it is written for the first

@@ -541,7 +541,6 @@ class Master:
                 raise BootError(f"cannot write pid_file {loaded.pid_file}: {error}") from error
         try:
             self._board = Scoreboard.create(self._runtime_dir / "scoreboard", os.getpid(), monotonic())
-            self._aftermath = Aftermath(self._runtime_dir)
         except OSError as error:
             raise BootError(f"cannot make a scoreboard in {self._runtime_dir}: {error}") from error
         self._board.set_generation(1)
@@ -560,8 +559,12 @@ class Master:
             for descriptor in (*mine, *([self._board.descriptor] if self._board is not None else [])):
                 os.fchown(descriptor, identity.uid, identity.gid)
             become(identity)
-        # Not as root, whom a link in the folder of the logs could lead anywhere.
+        # Neither of these as root, whom a link in a folder of the user's could lead anywhere.
         self._use_log(loaded)
+        try:
+            self._aftermath = Aftermath(self._runtime_dir)
+        except OSError as error:
+            raise BootError(f"cannot make a table of suspects in {self._runtime_dir}: {error}") from error
 
     def _use_log(self, loaded: Loaded) -> None:
         self._own_log.use(loaded.log, loaded.rotated, loaded.rotation)
@@ -780,7 +783,8 @@ class Master:
             if _is_somebodys_child(facts.witness, [os.getpid()]):
                 self._witnesses.add(facts.witness)
             self._board.clear(slot)
-            if status != 0 and self._aftermath is not None:
+            # A handler can end its worker with exit code 0, too.
+            if (status != 0 or facts.active) and self._aftermath is not None:
                 handle = self._pool.handles[slot]
                 ended_by_us = handle.phase is Phase.KILLED and handle.dumped_in is None
                 self._aftermath.see_to(slot, pid, not ended_by_us, monotonic())

@@ -63,7 +63,13 @@ class Quarantine:
             OSError: The folder is not writable, or full.
         """
         # Root may do this in somebody else's folder: a link that waits there must lead nowhere.
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            fd = os.open(path, flags, 0o644)
+        except PermissionError:
+            # Left by root in a folder that is ours by now.
+            path.unlink()
+            fd = os.open(path, flags, 0o644)
         try:
             os.posix_fallocate(fd, 0, _BYTES)
             return cls(mmap.mmap(fd, _BYTES))

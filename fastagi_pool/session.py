@@ -339,6 +339,8 @@ class Session:
             return None
         if not isinstance(event, Request):
             raise RemoteProtocolError(f"an environment was expected, not {event}")
+        # Should what is done with it now end this process, it must not end the next one, and all that follow.
+        self._custody[self._fd] = BEGUN + self.row.number
         return event
 
     def _await_and_peek(self, most_bytes: int) -> bytes:
@@ -404,14 +406,11 @@ class Session:
     def _peek_further(self) -> bool:
         """Take note of what has come behind the bytes that are known; False if nothing has."""
         known = self._peeked_bytes
-        most_bytes = known + _RECEIVE_BYTES
-        data = self._await_and_peek(most_bytes)
+        data = self._await_and_peek(known + _RECEIVE_BYTES)
         if len(data) == known:
-            if not self.peer_has_closed:
-                # Woken for nothing, as when memory is short: not to be woken so for ever.
-                return False
-            # What came last, came before the end.
-            data = self._await_and_peek(most_bytes)
+            # Woken for nothing, as when memory is short: not to be woken so for ever. Or the connection has
+            # ended or broken, and which of the two, only reading tells.
+            return False
         self._peeked_bytes = len(data)
         self._agi.receive_data(data[known:])
         return True
@@ -684,6 +683,9 @@ class Session:
             self.script_s += now_s - self._mark_s
         elif self._limit == "header":
             self.deadline_s = _NEVER
+            if self._peeked_bytes:
+                # Whatever ends this process while it waits, it is not this call.
+                self._custody[self._fd] = UNBEGUN
         self._mark_s = now_s
         self.slow_at_s = _NEVER
         self._aside, self._aside_since_s = CallState.QUEUED, now_s

@@ -274,7 +274,7 @@ class Witness:
         """Find what was left behind, and close all else; nobody but us has the table now."""
         # It makes room for what lists the others, should there be none.
         os.close(self._ward.gone_fd)
-        descriptors = [int(entry.name) for entry in _FOLDER.iterdir()]
+        descriptors = _open_descriptors()
         held = [each for each in self._custody.held(descriptors) if _local_name(each.descriptor) is not None]
         known = {each.descriptor for each in held}
         # Accepted at the moment of death, before that could be noted.
@@ -313,6 +313,14 @@ class Witness:
                     calls = read_calls(path, self._ward.slot)
                     return {each.number: each for each in calls if each.pid == self._ward.pid}
         return {}
+
+
+def _open_descriptors() -> list[int]:
+    """List our descriptors; where the machine has no file left to list them with, all that there can be."""
+    try:
+        return [int(entry.name) for entry in _FOLDER.iterdir()]
+    except OSError:
+        return list(range(most_descriptors()))
 
 
 def _local_name(descriptor: int) -> tuple[int, object] | None:

@@ -114,6 +114,9 @@ class Surroundings:
 class Worker:
     """One worker process, from after the fork to its exit code."""
 
+    #: Whether the journal is needed and could not be opened.
+    _journal_missing = False
+
     def __init__(
         self,
         birth: Birth,
@@ -262,12 +265,22 @@ class Worker:
         try:
             journal = self._application.open_journal()
         except JournalUnavailable as error:
-            self._log.error("calls whose database is away will fail: %s", error)
-            journal = None
+            if not self._journal_missing:
+                self._log.error("calls whose database is away fail until this is mended: %s", error)
+            self._journal_missing = True
+            return None, None
+        self._journal_missing = False
         marks = self._application.marks()
         if journal is None or marks is None:
             return None, None
         return journal, Deferrals(journal, journal.backlog, self._hub, marks.mark_of)
+
+    def _look_for_journal(self) -> None:
+        """Open the journal after all, if it could not be opened before: its disk was full, perhaps."""
+        self._journal, self._deferrals = self._open_journal()
+        if self._deferrals is not None:
+            self._log.warning("the journal can be used again")
+            self._dispatcher.defer_to(self._deferrals)
 
     def _open_quarantine(self) -> Quarantine | None:
         try:
@@ -422,6 +435,8 @@ class Worker:
             self._dispatcher.join_recordings()
         for session in self._sessions:
             session.row.show()
+        if self._journal_missing:
+            self._look_for_journal()
         files = {self._surroundings.log, self._surroundings.access, self._surroundings.slow}
         lost_lines = sum(file.lost_lines for file in files if file is not None)
         lanes = zip(self._application.lanes, self._admission.facts(), strict=True)

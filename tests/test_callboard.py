@@ -189,6 +189,19 @@ def test_a_call_that_ends_in_a_command_keeps_its_clocks(board: CallBoard, path: 
     assert only_call(path).clocks(200.0) == (0.0, 5.0, 1.0, 0.0)
 
 
+def test_a_call_that_is_refused_unheard_is_not_the_last_one(board: CallBoard, path: Path) -> None:
+    """Who is refused before anything is known of him is not shown as the call that had the row before."""
+    before = row_in_script(board)
+    before.resembles(7)
+    before.release()
+    row = board.take()
+    row.accepted("10.0.0.2", 105.0)
+    row.ending(106.0)
+    facts = only_call(path)
+    assert (facts.state, facts.peer, facts.accepted_s) == (CallState.ENDING, "10.0.0.2", 105.0)
+    assert (facts.ref, facts.route, facts.callerid) == ("", "", "")
+
+
 def test_as_json(board: CallBoard, path: Path) -> None:
     """The JSON form has plain values only, with ages instead of monotonic times."""
     row = row_in_script(board)

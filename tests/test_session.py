@@ -276,6 +276,9 @@ def test_an_environment_in_pieces_stays_where_the_kernel_can_wait(
     assert isinstance(running.result(), Request)
     descriptor = link.session.fileno()
     assert unread(link) == (len(ENVIRONMENT) if left else 0)
+    # What is being judged may be what ends the process; what only waits is not.
+    assert custody.held([descriptor]) == [Held(descriptor, begun=True, row=None)]
+    link.session.queues()
     assert custody.held([descriptor]) == [Held(descriptor, begun=not left, row=None)]
     link.session.close()
 

@@ -77,15 +77,17 @@ class Actor:
         return session
 
     def hear(self) -> Session:
-        """Accept a connection and read its whole environment, but do not begin."""
+        """Accept a connection and read its whole environment; it waits for a place, and does not begin."""
         session = self.accept()
         session.show_in(self.board.take())
         gevent.spawn(session.receive_request).join(WAIT_S)
+        session.queues()
         return session
 
     def begin(self, ref: str = "ref-1", route: str = "hello") -> Session:
         """Accept a call and begin with it."""
         session = self.hear()
+        session.called_in()
         session.row.known(ref, "hello", "1700000000.1", "SIP/1", "101")
         session.begin(SessionLimits())
         session.row.routed(route, 1.0)
