@@ -239,13 +239,20 @@ def test_printing_handler(pool: PoolService) -> None:
     assert [command.split()[0] for command in result.commands] == ["SET"]
 
 
+def _wait_in_queue(pool: PoolService, calls: ExitStack, script: str, queued: int) -> OpenCall:
+    """Place a call and return it when so many are in the queue of the only worker, it the last."""
+    call = calls.enter_context(OpenCall(pool.address, script))
+    pool.await_that(lambda: pool.serving()[0].queued == queued, "has it in its queue")
+    return call
+
+
 def test_many_calls_wait(pools: Pools) -> None:
     """However many calls have had to wait for a place, each next one is served: waiting uses nothing up."""
     pool = pools.start({"workers": 1, "calls_per_worker": 1, "max_queue": 250, "max_wait": "60s"})
     with ExitStack() as stack:
         held = stack.enter_context(OpenCall(pool.address, "held"))
         held.command()
-        waiting = [stack.enter_context(OpenCall(pool.address, "hello")) for _ in range(250)]
+        waiting = [_wait_in_queue(pool, stack, "hello", number + 1) for number in range(250)]
         assert held.release() is AgiStatus.SUCCESS
         assert {call.end() for call in waiting} == {AgiStatus.SUCCESS}
     assert {line["outcome"] for line in pool.await_access(251)} == {"ok"}
@@ -259,7 +266,7 @@ def test_full_worker(pools: Pools) -> None:
         held = [stack.enter_context(OpenCall(pool.address, "held")) for _ in range(2)]
         for call in held:
             call.command()
-        waiting = [stack.enter_context(OpenCall(pool.address, "held")) for _ in range(3)]
+        waiting = [_wait_in_queue(pool, stack, "held", number + 1) for number in range(3)]
         assert [worker.active for worker in pool.serving()] == [2]
         for ended, begun in zip([*held, *waiting], waiting, strict=False):
             assert ended.release() is AgiStatus.SUCCESS

@@ -127,7 +127,7 @@ def test_everybody_is_that_user(pools: Pools, python: tuple[str, ...]) -> None:
     script.chmod(0o755)
     pool.configure(routes=[*_ROUTES, {"script": "script", "command": str(script)}])
     start(pool, python)
-    wanted = ["launcher", "loader", "master", "observer", "worker"]
+    wanted = ["launcher", "loader", "master", "observer", "witness", "worker"]
     pool.await_that(lambda: titles(pool) == wanted, f"has {wanted}, and not {titles(pool)}")
     assert powers_left(pool) == []
     assert pool.call("trying").variables == {"BACK": "closed"}

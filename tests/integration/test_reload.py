@@ -148,7 +148,7 @@ def test_generation_whose_workers_cannot_start(pools: Pools) -> None:
     assert stream.lost == []
     assert {result.variables["SAID"] for result in stream.results} == {"first"}
     assert pids(pool.serving()) == before
-    pool.await_that(lambda: len(pool.processes()) == 5, "has dismissed the loader that failed")
+    pool.await_that(lambda: len(pool.processes()) == 7, "has dismissed the loader that failed")
 
 
 def test_reloads_are_decided_one_after_the_other(pools: Pools) -> None:
@@ -199,7 +199,7 @@ def test_many_reloads_lose_no_call(pools: Pools) -> None:
     pool.await_access(len(stream.results))
     assert {line["outcome"] for line in pool.access_lines()} == {"ok"}
     assert "ERROR" not in pool.logged()
-    pool.await_that(lambda: len(pool.processes()) == 5, "has dismissed old loaders and workers")
+    pool.await_that(lambda: len(pool.processes()) == 7, "has dismissed old loaders and workers")
 
 
 def test_reloads_in_quick_succession(pools: Pools) -> None:

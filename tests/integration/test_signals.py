@@ -158,7 +158,9 @@ def test_fewer_workers_cost_no_call(pools: Pools) -> None:
         (left,) = pool.await_serving(1)
         for call in calls:
             assert call.release() is AgiStatus.SUCCESS
-    pool.await_that(lambda: len(pool.processes()) == 4, "has one worker, a loader, an observer and a master")
+    pool.await_that(
+        lambda: len(pool.processes()) == 5, "has one worker, its witness, a loader, an observer and a master"
+    )
     assert pids(pool.serving()) == {left.pid}
 
 

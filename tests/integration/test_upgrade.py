@@ -210,7 +210,7 @@ def test_upgrades_leave_nothing_behind(pools: Pools) -> None:
 
 def await_rest(pool: PoolService) -> list[str]:
     """Wait until only what belongs to a pool with one worker is left; return what its master has open."""
-    wanted = ["loader", "master", "observer", "worker"]
+    wanted = ["loader", "master", "observer", "witness", "worker"]
 
     def at_rest() -> bool:
         words = [each.title.removeprefix("fastagi-pool: ").partition(" ")[0] for each in pool.processes()]
@@ -338,7 +338,7 @@ def test_loader_that_dies_meanwhile(pools: Pools) -> None:
         await_upgraded(pool)
     assert stream.lost == []
     pool.await_log("the loader of gen=1 died")
-    pool.await_that(lambda: len(pool.processes()) == 5, "has only what belongs to it", _UPGRADE_S)
+    pool.await_that(lambda: len(pool.processes()) == 7, "has only what belongs to it", _UPGRADE_S)
 
 
 def test_observer_that_dies_meanwhile(pools: Pools) -> None:
