@@ -45,6 +45,7 @@ class Aftermath:
         self._runtime_dir = runtime_dir
         self._log = logging.getLogger(LOGGER_NAME)
         self._quarantine = Quarantine.create(runtime_dir / FILE)
+        self._oom_kills = _oom_kills()
         self._crashes = 0
         self._for_s = 0.0
 
@@ -56,6 +57,11 @@ class Aftermath:
             for_s: For how long.
         """
         self._crashes, self._for_s = crashes, for_s
+
+    def memory_ran_out(self) -> bool:
+        """Whether the kernel has killed a process for want of memory since this was asked last."""
+        before, self._oom_kills = self._oom_kills, _oom_kills()
+        return self._oom_kills > before
 
     def see_to(self, slot: int, pid: int, crashed: bool, now_s: float) -> None:
         """A worker is dead.
@@ -108,3 +114,12 @@ class Aftermath:
             "requests are refused for %g s",
             *(deaths, call.ref, *what, self._for_s),
         )
+
+
+def _oom_kills() -> int:
+    """Return how many processes of this machine were killed for want of memory. Source: proc(5), vmstat."""
+    try:
+        lines = Path("/proc/vmstat").read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith("oom_kill ")), 0)

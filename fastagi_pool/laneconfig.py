@@ -97,7 +97,7 @@ class Quarantine(Section):
         le=1000,
         description="After how many workers that died while they served a request like it, within the time "
         "under `for`, a request is refused (FAGI_STATUS=QUARANTINED), up to 1000; 0 for never. Like it: "
-        "script, query, arguments and caller are the same. 2, because one worker may be killed by chance.",
+        "script, query, arguments and caller are the same. 2, because the first suspicion may be wrong.",
     )
     for_s: Duration = Field(
         default=600.0,

@@ -74,6 +74,7 @@ from fastagi_pool.pool import (
     Spawn,
     Stopping,
     Tell,
+    WorkerHandle,
 )
 from fastagi_pool.privileges import Identity, become, die_with_parent, own_folder, settle
 from fastagi_pool.rotation import RotationSettings
@@ -785,9 +786,8 @@ class Master:
             self._board.clear(slot)
             # A handler can end its worker with exit code 0, too.
             if (status != 0 or facts.active) and self._aftermath is not None:
-                handle = self._pool.handles[slot]
-                ended_by_us = handle.phase is Phase.KILLED and handle.dumped_in is None
-                self._aftermath.see_to(slot, pid, not ended_by_us, monotonic())
+                crashed = _has_crashed(self._pool.handles[slot], status, self._aftermath.memory_ran_out())
+                self._aftermath.see_to(slot, pid, crashed, monotonic())
                 self._bulletin.calls_were_lost(self._aftermath.lost, self._aftermath.quarantined)
         self._pool.exited(pid, _describe(status), status == 0, monotonic())
 
@@ -889,6 +889,17 @@ def _await_orphans(longest_s: float) -> None:
                 sleep(0.02)
         except ChildProcessError:
             return
+
+
+def _has_crashed(handle: WorkerHandle, status: int, memory_ran_out: bool) -> bool:
+    """Whether a worker died of something that it did, as far as anybody can tell."""
+    if handle.phase is Phase.KILLED:
+        # By us: because it was stuck, or because the time was over that calls get at the end.
+        return handle.dumped_in is not None
+    if status < 0:
+        return False
+    # Who kills from outside has no call in mind, but for the kernel that needs memory.
+    return memory_ran_out or not (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGKILL)
 
 
 def _describe(status: int) -> str:

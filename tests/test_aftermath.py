@@ -9,7 +9,7 @@ import pytest
 
 from fastagi_pool import callboard
 from fastagi_pool.aftermath import MOST_NAMED, Aftermath
-from fastagi_pool.callboard import CallBoard, CallRow
+from fastagi_pool.callboard import CallBoard, CallRow, CallState
 from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.quarantine import FILE, Quarantine
 
@@ -192,3 +192,19 @@ def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     """A table that cannot be made is an error at once."""
     with pytest.raises(OSError, match="No such file"):
         Aftermath(tmp_path / "nowhere")
+
+
+def test_a_damaged_board_is_survived(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """What a process that went astray has written keeps the master from nothing: it says so and goes on."""
+    scene = Scene(tmp_path, caplog)
+    scene.begin("a-1", 990.0)
+    file = tmp_path / callboard.FOLDER / str(SLOT)
+    words = memoryview(bytearray(file.read_bytes())).cast("Q")
+    state = next(place for place, word in enumerate(words) if word == CallState.SCRIPT and place > 128)
+    # No state has this number.
+    words[state] = 99
+    file.write_bytes(words)
+
+    scene.aftermath.see_to(SLOT, PID, True, NOW_S)
+
+    assert "nobody knows which calls it took with it" in caplog.text

@@ -24,6 +24,7 @@ from fastagi_pool.master import (
     _await_orphans,
     _describe,
     _forget_the_dead,
+    _has_crashed,
     _is_readable,
     _is_somebodys_child,
     _kill,
@@ -283,3 +284,25 @@ def test_readable() -> None:
     assert os.read(reading, 1) == b"x"
     os.close(reading)
     os.close(writing)
+
+
+@pytest.mark.parametrize(
+    ("phase", "dumped_in", "status", "memory_ran_out", "crashed"),
+    [
+        (Phase.SERVING, None, signal.SIGSEGV, False, True),
+        (Phase.SERVING, None, 1 << 8, False, True),
+        (Phase.SERVING, None, 0, False, True),
+        (Phase.SERVING, None, signal.SIGKILL, False, False),
+        (Phase.SERVING, None, signal.SIGKILL, True, True),
+        (Phase.SERVING, None, -1, False, False),
+        (Phase.KILLED, Phase.SERVING, signal.SIGKILL, False, True),
+        (Phase.KILLED, None, signal.SIGKILL, False, False),
+    ],
+    ids=["fault", "exit", "exit-0", "killed", "out-of-memory", "unseen", "stuck", "out-of-time"],
+)
+def test_what_a_call_may_be_blamed_for(
+    phase: Phase, dumped_in: Phase | None, status: int, memory_ran_out: bool, crashed: bool
+) -> None:
+    """Who was killed from outside was not ended by a call, unless it was by the kernel or the watchdog."""
+    handle = WorkerHandle(0, 1, phase, 0.0, 0.0, dumped_in=dumped_in)
+    assert _has_crashed(handle, status, memory_ran_out) is crashed
