@@ -249,7 +249,8 @@ class Lanes(Generic[Caller]):
 
     def _fullness(self, lane: _Lane[Caller]) -> str:
         limits = lane.limits
-        if lane.active >= limits.max_active:
+        # A lane that has no bound of its own is full only when the worker is.
+        if lane.active >= limits.max_active and limits.max_active < self._places:
             return (
                 f"all places of lane {limits.name!r} are taken (lanes.{limits.name}.max_active: "
                 f"{limits.max_active})"

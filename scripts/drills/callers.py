@@ -20,6 +20,7 @@ from fastagi_pool.testing import AgiStatus, Caller, CallResult, play_call
 
 #: How a call ends that nobody served, and of which the dialplan was not told.
 UNSERVED: Final = "SUCCESS, but nobody served it"
+CRASHED: Final = "FAILURE, FAGI_STATUS=CRASH"
 SERVED: Final = "SUCCESS"
 _PAUSE_S: Final = 0.02
 _JOIN_S: Final = 30.0

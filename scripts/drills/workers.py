@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 from typing import Final
 
-from drills.callers import SERVED, UNSERVED, Callers
+from drills.callers import CRASHED, SERVED, Callers
 from drills.pool import DrillPool, route
 from drills.setting import Setting
 from drills.telling import check
@@ -62,8 +62,8 @@ def blocked_hub(setting: Setting) -> None:
         setting.expect_service(callers)
         callers.finish()
         tell.heard(callers.counts)
-        check(callers.unserved, "the blocked call has ended", str(callers.counts))
-        setting.expect_truth(callers, lost)
+        check(callers.counts[CRASHED] == 1, "the blocked call has heard the truth", str(callers.counts))
+        setting.expect_truth(callers)
         tell.sees(pool.command("status").only(_FIGURES))
         tell.recovers(f"{_WORKERS} workers serve, {setting.afterwards} calls more were all served")
 
@@ -71,9 +71,8 @@ def blocked_hub(setting: Setting) -> None:
 def worker_killed(setting: Setting) -> None:
     """A worker is killed (SIGKILL), as the kernel does when memory runs out.
 
-    The log names each call that died with it. A connection that just ends is a success to Asterisk, so
-    their dialplans were not told; one that looks whether a variable is there which the handler sets at its
-    end notices all the same.
+    The log names each call that died with it. A connection that just ends would be a success to Asterisk, so
+    the worker's witness tells their dialplans: AGISTATUS=FAILURE, FAGI_STATUS=CRASH.
     """
     tell = setting.tell
     held, gate = _held(setting.folder)
@@ -106,8 +105,8 @@ def worker_killed(setting: Setting) -> None:
         setting.expect_service(callers)
         callers.finish()
         tell.heard(callers.counts)
-        setting.expect_truth(callers, "\n".join(lost))
-        check(callers.counts[UNSERVED] == victim["active"], "only its calls were lost", str(callers.counts))
+        setting.expect_truth(callers)
+        check(callers.counts[CRASHED] == victim["active"], "its calls alone were lost", str(callers.counts))
         tell.recovers("another worker serves; the calls in the other one have noticed nothing")
 
 
@@ -177,7 +176,7 @@ def pool_full(setting: Setting) -> None:
             ready,
             pool.get("/metrics").only(r'outcome="overload"|^fastagi_(queued_calls|places) '),
         )
-        tell.reads(pool.await_lines(r" outcome=overload .*every place in every worker is taken"))
+        tell.reads(pool.await_lines(r" outcome=overload .*there is no place for lane 'default'"))
         gate.touch()
         pool.await_that(lambda: pool.status().get("active") == 0, "all calls have ended")
         setting.expect_service(callers)
