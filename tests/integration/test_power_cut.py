@@ -1,6 +1,6 @@
 """Power cuts: every process is killed at the same moment, at any moment; what was acknowledged is there.
 
-``POWER_CUTS`` in the environment says how often; 20 if it does not. ``POWER_CUT_SEED`` plays a run again.
+``POWER_CUTS`` in the environment says how often; 10 if it does not. ``POWER_CUT_SEED`` plays a run again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from fastagi_pool.testing import AgiStatus, play_call
 
 from .conftest import Pools, route
 
-_CUTS: Final = int(os.environ.get("POWER_CUTS", "20"))
+_CUTS: Final = int(os.environ.get("POWER_CUTS", "10"))
 _SEED: Final = int(os.environ.get("POWER_CUT_SEED", "7"))
 _WRITERS: Final = 4
 _DATABASES: Final = ("vicidial", "billing")
