@@ -5,7 +5,7 @@ BIN := .venv/bin
 SEED ?= 0
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help venv run test test-asterisk test-package fuzz fuzz-1 fuzz-2 check format format-check lint types imports docs docs-check drills bench chaos deb clean
+.PHONY: help venv run test test-pools test-rest test-asterisk test-package fuzz fuzz-1 fuzz-2 check format format-check lint types imports docs docs-check drills bench chaos deb clean
 
 help:              ## Show the verbs
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -25,8 +25,17 @@ venv: .venv/run    ## Make the virtual environment in .venv and install the pack
 run: .venv/run     ## Start the demonstration in the foreground on 127.0.0.1:4577
 	@$(BIN)/fastagi-pool run --demo
 
-test: .venv/dev    ## Run the tests, with a MariaDB server of their own
-	$(BIN)/pytest -m "not asterisk and not package"
+test: .venv/dev    ## Run the tests, with MariaDB servers of their own: two halves at the same time
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync test-pools test-rest
+
+# What runs whole pools, browsers and foreign interpreters mostly waits; the rest mostly computes.
+POOLS := chaos drills external integration legacy page precompile
+
+test-pools: .venv/dev
+	$(BIN)/pytest -m "not asterisk and not package" $(POOLS:%=tests/%)
+
+test-rest: .venv/dev
+	$(BIN)/pytest -m "not asterisk and not package" $(POOLS:%=--ignore=tests/%) tests
 
 test-asterisk: .venv/dev ## Run the tests against a real Asterisk, which is unpacked privately
 	$(BIN)/pytest -m asterisk tests/external
