@@ -80,6 +80,8 @@ def test_a_worker_is_killed_with_all_kinds_of_calls(pools: Pools) -> None:
         os.kill(victim.pid, signal.SIGKILL)
         assert begun.end() is AgiStatus.FAILURE
         assert set(begun.said) >= _CRASHED
+        # Until then the dead one still stands on the scoreboard.
+        pool.await_log(rf"pid={victim.pid} died in serving")
         (follower,) = pool.await_serving(1)
         # One after the other, as there is one place.
         for call, rest in ((queued, b""), (half_heard, _ENVIRONMENT[20:]), (silent, _ENVIRONMENT)):
