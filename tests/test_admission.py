@@ -161,8 +161,8 @@ def test_no_room() -> None:
     pool.come(a, b, c)
     assert isinstance(c.raised, Overloaded)
     assert str(c.raised) == (
-        "all places of lane 'ivr' are taken (lanes.ivr.max_active: 1), and 1 calls of the lane wait "
-        "(lanes.ivr.max_queue: 1)"
+        "there is no place for lane 'ivr': 1 calls are in progress (calls_per_worker: 1), and 1 calls of the "
+        "lane wait (lanes.ivr.max_queue: 1)"
     )
     assert (c.seen, pool.figures()) == (["ends"], (1, 1))
     assert pool.admission.facts() == [LaneFacts(LANE, 1, 1, 1)]

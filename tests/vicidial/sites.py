@@ -243,6 +243,8 @@ class Sites:
         )
         pool.start()
         self._stack.callback(partial(_end, pool))
+        # What a start says must not be taken for what a call has caused.
+        pool.await_log(r"worker=\d+ gen=1 pid=\d+ serves$", times=workers)
         return Site(tables, pool)
 
 
