@@ -3,8 +3,8 @@
 Laws:
     * A connection that was accepted is this worker's: it is heard, or told that it is not; never just closed.
     * Nothing here waits or raises: all of it runs in the hub.
-    * A connection that says nothing costs no greenlet and takes no place, and one that only looks whether
-      somebody is there costs next to nothing.
+    * A connection costs no greenlet and takes no place until it has told what it wants, however slowly it
+      does; and one that only looks whether somebody is there costs next to nothing.
     * Who waits in the kernel's queue when this worker leaves is left to the others, unless nobody new may
       come: then it is ours, and so is what workers that die meanwhile had not begun.
 
@@ -32,7 +32,7 @@ from typing import Any, Final, NamedTuple
 from fastagi_pool import handover
 from fastagi_pool.listeners import is_allowed, refuse_newcomers, refuses_newcomers, welcome
 from fastagi_pool.scoreboard import Scoreboard, SlotWriter
-from fastagi_pool.session import Session
+from fastagi_pool.session import Look, Session
 
 #: Connections taken in one go, before the calls in progress get their turn again.
 ACCEPT_BATCH: Final = 16
@@ -50,7 +50,7 @@ FULL_S: Final = 0.01
 #: Connections that are being refused unheard at the same time: each may take a moment to read why, but the
 #: first of so many no longer when another comes: who does not listen must not keep others from being heard.
 MOST_REFUSED: Final = 32
-#: Silent connections that are ended at one look: thousands would keep the calls from their turn.
+#: Connections that are ended at one look, as their time is over: thousands would keep calls from their turn.
 MOST_ENDED: Final = 200
 #: Remembered answers to "may this address call?"; beyond it the memory begins anew.
 _REMEMBERED_PEERS: Final = 4096
@@ -66,7 +66,9 @@ class Refusal(NamedTuple):
 
 
 _NOT_ALLOWED: Final = Refusal("denied", "the address is not in allow")
-_SILENT_TOO_LONG: Final = Refusal("overload", "too many connections say nothing (limits.connections)")
+_SILENT_TOO_LONG: Final = Refusal(
+    "overload", "too many connections do not say what they want (limits.connections)"
+)
 
 
 class Reception:
@@ -99,7 +101,7 @@ class Reception:
             begin: Serves a session; or refuses it, and then calls :meth:`was_refused` in the end.
             places: Calls that the worker serves at the same time.
             taken: Tells how many of the places are taken.
-            most_silent: Connections that may have said nothing yet.
+            most_silent: Connections that may be kept that have not told yet what they want.
             allow: Networks that may call; empty for all that can reach us.
             log: Told what the machine does not give.
         """
@@ -116,7 +118,7 @@ class Reception:
         self._taking_fd = taking_fd
         self._taking = hub.loop.io(taking_fd, _READ)
         self._acceptors = [self._prepare_acceptor(descriptor) for descriptor in listeners]
-        #: Connections that have said nothing yet, the one that came first in front.
+        #: Connections that have not told yet what they want, the one that came first in front.
         self._silent: dict[Session, None] = {}
         self._peers: dict[str, bool] = {}
         #: Connections that are being refused unheard, the first in front.
@@ -174,12 +176,12 @@ class Reception:
         self._taking.stop()
 
     def stop(self, now_s: float) -> None:
-        """Interrupt all who have said nothing yet."""
+        """Interrupt all who have not told yet what they want."""
         for session in list(self._silent):
             session.stop(now_s)
 
     def sweep(self, now_s: float) -> None:
-        """Interrupt those who have said nothing for too long; they came in the order of their time-outs."""
+        """Interrupt those who were not heard out in time; they came in the order of their time-outs."""
         late = list(islice((each for each in self._silent if each.deadline_s <= now_s), MOST_ENDED))
         for session in late:
             session.expire(now_s)
@@ -289,7 +291,7 @@ class Reception:
         if not self._may_call(peer):
             self._refuse(session, _NOT_ALLOWED)
             return
-        look = session.first_look()
+        look = session.look()
         if look == "word":
             self._begin(session, None)
         elif look == "closed":
@@ -305,12 +307,12 @@ class Reception:
         self._silent[session] = None
         session.await_word(self._on_word)
 
-    def _on_word(self, session: Session) -> None:
-        """Serve a connection that has said something, or whose time is over."""
+    def _on_word(self, session: Session, look: Look) -> None:
+        """Serve a connection that has told what it wants, or whose time is over."""
         if session not in self._silent:
             return
         del self._silent[session]
-        if session.first_look() == "closed":
+        if look == "closed":
             session.close()
         else:
             self._begin(session, None)

@@ -15,8 +15,8 @@ Laws:
     * Until a call begins nothing of it is consumed: its environment is only looked at, so whoever survives
       this process can hand the connection to another. (On a unix socket an environment that comes in pieces
       is consumed all the same: the kernel would wake us for what is known already, again and again.)
-    * A session that nobody serves yet has no greenlet. It is called back once something has come, or once one
-      of its limits is over; whoever serves it then learns which.
+    * A session that nobody serves yet has no greenlet, however it cuts its environment. Whoever awaits it is
+      called once it is known what it wants, or once one of its limits is over; who serves it learns which.
     * Between commands nobody reads, unless somebody listens (:meth:`Session.listen`): for whom else speaks in
       the handler's place, and has to hear of a hangup when it comes. Never do two read at a time.
 
@@ -92,8 +92,8 @@ _READ: Final = 1
 _WRITE: Final = 2
 
 Limit = Literal["header", "idle", "script", "closing", "over"]
-#: What a connection has to say at first sight: nothing yet, nothing ever, or something.
-FirstLook = Literal["silent", "closed", "word"]
+#: What a connection has to say: nothing yet that would tell what it wants, nothing ever, or something.
+Look = Literal["silent", "closed", "word"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +169,7 @@ class Session:
         "_asked",
         "_custody",
         "_fd",
+        "_first",
         "_hangup_told",
         "_hub",
         "_idle_limit_s",
@@ -183,9 +184,9 @@ class Session:
         "_reader",
         "_said",
         "_script_limit_s",
-        "_seen",
         "_slow_limit_s",
         "_unsent",
+        "_woken_at_bytes",
         "accepted_s",
         "asterisk_s",
         "commands",
@@ -251,9 +252,10 @@ class Session:
         self._hangup_told = False
         self._raise_hangup = True
         self._unsent = b""
-        self._seen = b""
+        self._first: Event | NeedData | RemoteProtocolError = NEED_DATA
         self._peeked_bytes = 0
-        self._on_word: Callable[[Session], None] | None = None
+        self._woken_at_bytes = 1
+        self._on_word: Callable[[Session, Look], None] | None = None
         self._fd = descriptor
         self._reader = hub.loop.io(descriptor, _READ)
         self.deadline_s: float = _NEVER
@@ -283,39 +285,67 @@ class Session:
 
     # --- before the call begins
 
-    def first_look(self) -> FirstLook:
-        """Look whether something has come, without waiting: in the hub, where a probe needs no greenlet.
+    def look(self) -> Look:
+        """Look at what has come, without waiting: in the hub, where those who are slow need no greenlet.
 
         Returns:
-            ``silent`` for nothing yet, ``closed`` if the peer has closed without a word or is gone, ``word``
-            if there is something for :meth:`receive_request`.
+            ``silent`` if it does not tell yet what is wanted, ``closed`` if the peer has closed or is gone
+            without a word, ``word`` if there is something for :meth:`receive_request`.
         """
+        look = self._look_further()
+        if look != "silent":
+            self._wake_at(1)
+        return look
+
+    def _look_further(self) -> Look:
+        known = self._peeked_bytes
         try:
-            self._seen = self._peek(_RECEIVE_BYTES)
+            data = self._peek(known + _RECEIVE_BYTES)
         except BlockingIOError:
             return "silent"
-        except OSError:
-            return "closed"
-        return "word" if self._seen else "closed"
+        except OSError as error:
+            if not known:
+                return "closed"
+            self._gone(f"the connection broke: {error}")
+            return "word"
+        if len(data) == known:
+            # It has ended, or we were woken for nothing, as when memory is short: not to be so for ever.
+            # Which of the two, only reading tells.
+            return "word" if known else "closed"
+        self._peeked_bytes = len(data)
+        self._agi.receive_data(data[known:])
+        try:
+            self._first = self._agi.next_event()
+        except RemoteProtocolError as error:
+            self._first = error
+        # What comes behind must wake us, and not what is there already.
+        patient = self._first is NEED_DATA and self._wake_at(self._peeked_bytes + 1)
+        return "silent" if patient else "word"
 
-    def await_word(self, on_word: Callable[[Session], None]) -> None:
-        """Wait without a greenlet until something can be read; the time for the environment runs.
+    def await_word(self, on_word: Callable[[Session, Look], None]) -> None:
+        """Wait without a greenlet until it is known what is wanted; the time for the environment runs.
 
         Args:
-            on_word: Called once with this session, in the hub: it must neither wait nor raise. It is called
-                as well when the session is interrupted: then :meth:`receive_request` raises why.
+            on_word: Called once with this session and what :meth:`look` has found, in the hub: it must
+                neither wait nor raise. It is called as well when the session is interrupted: then
+                :meth:`receive_request` raises why.
         """
         self._on_word = on_word
-        self._reader.start(self._hear_a_word)
+        self._reader.start(self._hear)
 
-    def _hear_a_word(self) -> None:
+    def _hear(self) -> None:
+        look = self.look()
+        if look != "silent":
+            self._tell(look)
+
+    def _tell(self, look: Look) -> None:
         on_word, self._on_word = self._on_word, None
         self._reader.stop()
         if on_word is not None:
-            on_word(self)
+            on_word(self, look)
 
     def receive_request(self) -> Request | None:
-        """Wait for the environment. It stays in the kernel until the call begins, unless it came in pieces.
+        """Wait for the environment, which stays in the kernel until the call begins where that is possible.
 
         Returns:
             The request; None if the peer closed without a word, as a probe does.
@@ -326,31 +356,25 @@ class Session:
             CallPeerGone: The connection broke.
             CallStopped: The worker must end.
         """
+        look: Look = "word" if self._over or self._first is not NEED_DATA else self.look()
+        while look == "silent":
+            self._hub.wait(self._reader)
+            look = self.look()
         if self._over is not None:
             raise self._over
-        data = self._seen or self._await_and_peek(_RECEIVE_BYTES)
-        self._seen = b""
-        self._peeked_bytes = len(data)
-        self._agi.receive_data(data)
-        event = self._agi.next_event()
-        if event is NEED_DATA:
-            event = self._receive_the_rest()
-        if isinstance(event, ConnectionClosed):
+        event = self._first
+        if event is NEED_DATA and look != "closed":
+            self._consume()
+            event = self._patiently(event, self._agi.next_event)
+        if look == "closed" or isinstance(event, ConnectionClosed):
             return None
+        if isinstance(event, RemoteProtocolError):
+            raise event
         if not isinstance(event, Request):
             raise RemoteProtocolError(f"an environment was expected, not {event}")
         # Should what is done with it now end this process, it must not end the next one, and all that follow.
-        self._custody[self._fd] = BEGUN + self.row.number
+        self._take_up()
         return event
-
-    def _await_and_peek(self, most_bytes: int) -> bytes:
-        while True:
-            try:
-                return self._peek(most_bytes)
-            except BlockingIOError:
-                self._hub.wait(self._reader)
-            except OSError as error:
-                raise self._gone(f"the connection broke: {error}") from error
 
     def _peek(self, most_bytes: int) -> bytes:
         """Look at what has come since accept.
@@ -366,54 +390,27 @@ class Session:
         finally:
             connection.detach()
 
-    def _receive_the_rest(self) -> Event | NeedData:
-        """Wait for the rest of an environment that comes in pieces, as Asterisk sends it."""
-        event: Event | NeedData = NEED_DATA
-        raised_mark = False
-        try:
-            while event is NEED_DATA:
-                if not self._wake_for_more():
-                    break
-                raised_mark = True
-                self._hub.wait(self._reader)
-                if not self._peek_further():
-                    break
-                event = self._agi.next_event()
-        finally:
-            if raised_mark:
-                self._set_mark(1)
-        if event is NEED_DATA:
-            self._consume()
-            return self._patiently(event, self._agi.next_event)
-        return event
-
-    def _wake_for_more(self) -> bool:
-        """Have the kernel wake us for what comes behind the bytes that are there; False if it cannot."""
-        if self._peeked_bytes > _MOST_LEFT_BYTES:
+    def _wake_at(self, least_bytes: int) -> bool:
+        """Say how many bytes must be there before the kernel wakes us; False if that is not possible."""
+        if least_bytes == self._woken_at_bytes:
+            return True
+        if least_bytes > _MOST_LEFT_BYTES:
             return False
-        # On a unix socket this fails, and so tells that the mark would not be heeded.
-        return self._acknowledge_quickly() and self._set_mark(self._peeked_bytes + 1)
-
-    def _set_mark(self, least_bytes: int) -> bool:
-        """Say how many bytes must be there before the kernel wakes us; False if the connection is gone."""
         try:
             with self._borrowed_socket() as connection:
+                if least_bytes > 1:
+                    # What comes in pieces waits for our acknowledgement between them. On a unix socket this
+                    # fails, and so tells that the mark would not be heeded.
+                    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
                 connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least_bytes)
         except OSError:
             return False
+        self._woken_at_bytes = least_bytes
         return True
 
-    def _peek_further(self) -> bool:
-        """Take note of what has come behind the bytes that are known; False if nothing has."""
-        known = self._peeked_bytes
-        data = self._await_and_peek(known + _RECEIVE_BYTES)
-        if len(data) == known:
-            # Woken for nothing, as when memory is short: not to be woken so for ever. Or the connection has
-            # ended or broken, and which of the two, only reading tells.
-            return False
-        self._peeked_bytes = len(data)
-        self._agi.receive_data(data[known:])
-        return True
+    def _take_up(self) -> None:
+        """Say that from here on nobody else can begin with it, should this process end."""
+        self._custody[self._fd] = BEGUN + self.row.number
 
     def _consume(self) -> None:
         """Take what was only looked at out of the kernel: from here on the call is ours for good.
@@ -421,7 +418,7 @@ class Session:
         Raises:
             CallPeerGone: The connection broke.
         """
-        self._custody[self._fd] = BEGUN + self.row.number
+        self._take_up()
         while self._peeked_bytes:
             try:
                 taken = os.read(self._fd, self._peeked_bytes)
@@ -800,8 +797,8 @@ class Session:
         self._stop_listening()
         if self._fd < 0:
             return
-        # From here on it is told something, and nobody else can begin with it.
-        self._custody[self._fd] = BEGUN + self.row.number
+        # From here on it is told something.
+        self._take_up()
         self._arm("closing", monotonic(), CLOSING_S)
         # Asterisk is waited for, which makes no call slow.
         self.slow_at_s = _NEVER
@@ -863,7 +860,7 @@ class Session:
         if self.greenlet is not None:
             self.greenlet.throw(why)
         elif self._on_word is not None:
-            self._hear_a_word()
+            self._tell("word")
 
     def _arm(self, limit: Limit, now_s: float, limit_s: float) -> None:
         self._limit = limit

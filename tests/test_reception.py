@@ -374,12 +374,13 @@ def test_who_says_nothing_costs_no_greenlet(door: Door) -> None:
 
 
 def test_half_a_word_is_waited_for(door: Door) -> None:
-    """An environment in pieces is heard to its end, whether the first piece came before accept or after."""
+    """An environment in pieces gets a greenlet at its end, whether it began before accept or after."""
     hall = door.open()
     callers = [door.come(), door.come(ENVIRONMENT[:20])]
-    until(lambda: hall.begun == 1)
+    until(lambda: hall.slot.turns == 2)
     callers[0].sendall(ENVIRONMENT[:30])
-    until(lambda: hall.begun == 2)
+    settle()
+    assert hall.begun == 0
     callers[0].sendall(ENVIRONMENT[30:])
     callers[1].sendall(ENVIRONMENT[20:])
     until(lambda: len(hall.heard) == 2)
@@ -403,17 +404,18 @@ def test_a_probe_is_let_go(leave: Callable[[Any], None], soon: bool, door: Door)
     assert [session.fileno() for session in hall.sessions] == [-1]
 
 
-def test_too_many_silent_ones(door: Door) -> None:
-    """Of more silent connections than there may be the one that came first is told so, others are heard."""
+@pytest.mark.parametrize("begins", [b"", ENVIRONMENT[:30]], ids=["silent", "half heard"])
+def test_too_many_silent_ones(begins: bytes, door: Door) -> None:
+    """Of more than may say nothing, or half of it, the one that came first is told so, others are heard."""
     hall = door.open(most_silent=2)
     callers = []
     for number in range(3):
-        callers.append(door.come())
+        callers.append(door.come(begins))
         until(lambda number=number: hall.slot.turns == number + 1)  # type: ignore[misc]
     assert hear_all(callers[0]) == FAILURE_LINE
     assert hall.refused == ["overload"]
     for caller in callers[1:]:
-        caller.sendall(ENVIRONMENT)
+        caller.sendall(ENVIRONMENT[len(begins) :])
     until(lambda: len(hall.heard) == 2)
 
 

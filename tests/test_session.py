@@ -42,6 +42,7 @@ from fastagi_pool.session import (
     CLOSING_S,
     HANGUP_GRACE_S,
     REMEMBERED_COMMANDS,
+    Look,
     Said,
     Session,
     SessionLimits,
@@ -131,6 +132,29 @@ class Running:
         if self._raised is not None:
             raise self._raised
         return self._result
+
+
+class Waiting:
+    """Whoever awaits a session's word, without a greenlet.
+
+    Attributes:
+        called: Each session that was told of, and how.
+    """
+
+    def __init__(self, link: Link) -> None:
+        self.called: list[tuple[Session, Look]] = []
+        self._told = gevent.event.Event()
+        link.session.await_word(self._on_word)
+
+    def _on_word(self, session: Session, look: Look) -> None:
+        self.called.append((session, look))
+        self._told.set()
+
+    def look(self) -> Look:
+        """Wait until it is told what the session has to say."""
+        assert self._told.wait(WAIT_S), "nobody is told"
+        [(_, look)] = self.called
+        return look
 
 
 def in_hub(work: Callable[[], object]) -> None:
@@ -235,6 +259,12 @@ def unread(link: Link) -> int:
     return int.from_bytes(room, sys.byteorder)
 
 
+def wakes_at(link: Link) -> int:
+    """How many bytes must lie in the kernel before it wakes this session."""
+    with socket.socket(fileno=os.dup(link.session.fileno())) as connection:
+        return connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+
+
 def turn() -> None:
     """Let the hub do what there is to do."""
     for _ in range(3):
@@ -311,9 +341,7 @@ def test_a_mark_is_taken_back() -> None:
         link.say(ENVIRONMENT[start : start + 20])
         turn()
     running.result()
-    connection = socket.socket(fileno=os.dup(link.session.fileno()))
-    assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT) == 1
-    connection.close()
+    assert wakes_at(link) == 1
     link.session.close()
 
 
@@ -359,38 +387,101 @@ def test_a_connection_that_broke_before_its_call_begins() -> None:
 # ---- without a greenlet
 
 
-def test_the_first_look(link: Link) -> None:
-    """Silence, a word and a probe are told apart without waiting, and a word that was seen is not lost."""
-    assert link.session.first_look() == "silent"
+def test_a_look(link: Link) -> None:
+    """Silence and a word are told apart without waiting, and a word that was seen is not lost."""
+    assert link.session.look() == "silent"
     link.say(ENVIRONMENT)
     turn()
-    assert link.session.first_look() == "word"
+    assert link.session.look() == "word"
     assert isinstance(link.run(receiving).result(), Request)
 
 
 @pytest.mark.parametrize("reset", [False, True])
-def test_a_probe_is_seen_at_the_first_look(reset: bool) -> None:
+def test_a_probe_is_seen_at_a_look(reset: bool) -> None:
     """A peer that closes or resets the connection without a word needs no greenlet."""
     link = connect(tcp_pair)
     if reset:
         link.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     link.peer.close()
-    assert link.session.first_look() == "closed"
+    assert link.session.look() == "closed"
     link.session.close()
 
 
 def test_a_word_is_awaited_without_a_greenlet(link: Link) -> None:
-    """Whoever awaits a word is called once, with the session, when something can be read."""
-    called: list[Session] = []
-    link.session.await_word(called.append)
+    """Whoever awaits a word is called once, with the session, when it is known what is wanted."""
+    waiting = Waiting(link)
     turn()
-    assert called == []
-    link.say(ENVIRONMENT[:10])
-    for _ in range(3):
+    assert waiting.called == []
+    link.say(ENVIRONMENT)
+    assert waiting.look() == "word"
+    turn()
+    assert waiting.called == [(link.session, "word")]
+    assert isinstance(link.run(receiving).result(), Request)
+
+
+def test_half_a_word_is_waited_for_without_a_greenlet() -> None:
+    """However small the pieces, nobody is called before the last, and none is taken out of the kernel."""
+    link = connect(tcp_pair)
+    link.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    waiting = Waiting(link)
+    for number in range(len(ENVIRONMENT)):
+        assert waiting.called == []
+        link.say(ENVIRONMENT[number : number + 1])
         turn()
-    assert called == [link.session]
+    assert waiting.look() == "word"
+    assert unread(link) == len(ENVIRONMENT)
+    assert wakes_at(link) == 1
+    assert isinstance(link.run(receiving).result(), Request)
+    link.session.close()
+
+
+def test_over_a_unix_socket_half_a_word_is_not_waited_for() -> None:
+    """Where the kernel cannot wait for more than there is, whoever serves the session waits for the rest."""
+    link = connect()
+    waiting = Waiting(link)
+    link.say(ENVIRONMENT[:10])
+    assert waiting.look() == "word"
     link.say(ENVIRONMENT[10:])
     assert isinstance(link.run(receiving).result(), Request)
+    link.session.close()
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_whoever_leaves_inside_a_word_is_heard_of(reset: bool) -> None:
+    """A peer that closes or resets the connection inside the environment is no probe, and that is told."""
+    link = connect(tcp_pair)
+    waiting = Waiting(link)
+    link.say(ENVIRONMENT[:10])
+    turn()
+    if reset:
+        link.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    link.peer.close()
+    assert waiting.look() == "word"
+    with pytest.raises(CallPeerGone if reset else RemoteProtocolError):
+        link.run(receiving).result()
+    link.session.close()
+
+
+def test_garbage_needs_no_more_than_one_look(link: Link) -> None:
+    """What is no AGI is known at once, and told to whoever serves the session."""
+    link.say(b"GET / HTTP/1.1\r\n")
+    turn()
+    assert link.session.look() == "word"
+    with pytest.raises(RemoteProtocolError, match="not AGI"):
+        link.run(receiving).result()
+
+
+def test_more_than_fits_into_the_kernel_is_not_waited_for_there() -> None:
+    """Of more than the kernel surely holds it cannot wait for the rest; whoever serves the session does."""
+    link = connect(tcp_pair)
+    waiting = Waiting(link)
+    filler = b"".join(b"agi_arg_%d: %s\n" % (number, b"x" * 400) for number in range(1, 101))
+    link.say(ENVIRONMENT[:-1] + filler)
+    for _ in range(10):
+        assert waiting.look() == "word"
+    link.say(b"\n")
+    assert isinstance(link.run(receiving).result(), Request)
+    link.session.close()
 
 
 @pytest.mark.parametrize(
@@ -405,24 +496,22 @@ def test_a_silent_session_is_interrupted(
     link: Link, interrupt: Callable[[Session], None], raised: type[CallEnded]
 ) -> None:
     """Without a greenlet whoever awaits the word is called, once, and who serves the session learns why."""
-    called: list[Session] = []
-    link.session.await_word(called.append)
+    waiting = Waiting(link)
     in_hub(lambda: interrupt(link.session))
     in_hub(lambda: interrupt(link.session))
-    assert called == [link.session]
+    assert waiting.look() == "word"
     with pytest.raises(raised):
         link.run(receiving).result()
 
 
 def test_nobody_is_called_behind_the_end(link: Link) -> None:
     """A session that was closed while a word was awaited calls nobody any more."""
-    called: list[Session] = []
-    link.session.await_word(called.append)
+    waiting = Waiting(link)
     link.session.close()
     with suppress(OSError):
         link.say(ENVIRONMENT)
     in_hub(lambda: link.session.expire(monotonic()))
-    assert called == []
+    assert waiting.called == []
 
 
 # ---- who survives this process

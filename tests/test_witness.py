@@ -354,7 +354,7 @@ def test_one_whose_environment_came_in_part_is_handed_over(scene: Scene) -> None
 def test_one_that_has_said_nothing_is_handed_over(scene: Scene) -> None:
     """A connection that has said nothing yet goes to another worker as it is."""
     [peer] = scene.call(said=b"")
-    scene.play(lambda actor: actor.accept().await_word(lambda session: None))
+    scene.play(lambda actor: actor.accept().await_word(lambda *_: None))
     [taken] = scene.take_all()
     peer.sendall(ENVIRONMENT)
     assert taken.recv(1000) == ENVIRONMENT

@@ -17,7 +17,7 @@ import yaml
 from service import COMMAND
 
 from fastagi_pool.lifecycle import PID_FILE, ActionCode, Life, LifeState, find, hold_pid_file
-from fastagi_pool.testing import AgiStatus, play_call
+from fastagi_pool.testing import AgiStatus, environment, play_call
 
 WAIT_S = 60.0
 
@@ -99,10 +99,11 @@ def open_call() -> Iterator[socket.socket]:
 
 
 def begin_call(call: socket.socket, address: str) -> None:
-    """Begin a call: the environment is not yet complete."""
+    """Begin a call, and leave its first command unanswered."""
     host, _, port = address.rpartition(":")
     call.connect((host, int(port)))
-    call.sendall(b"agi_network: yes\n")
+    call.sendall(environment("agi://localhost/hello").encode())
+    assert call.recv(4096).endswith(b"\n")
 
 
 # --- start and stop
