@@ -73,11 +73,6 @@ class Admission:
         """How many calls have a place."""
         return self._lanes.active
 
-    @property
-    def queued(self) -> int:
-        """How many wait for one."""
-        return self._lanes.queued
-
     def facts(self) -> list[LaneFacts]:
         """Tell how each lane fares, in the order of the configuration."""
         return self._lanes.facts()

@@ -73,6 +73,8 @@ class Application:
         setups: ``setup`` of each handler module that has one, each once, in the order of routes.
         teardowns: ``teardown`` likewise.
         databases: What to connect to.
+        lanes: The lanes of each worker, in the order of the configuration; that of all other routes last.
+        journal_path: Where calls wait that are done later; None if there are none.
         selftests: ``selftest`` of each handler module that has one, likewise.
         scripts: The handlers of legacy scripts among them.
         door: Where these find who starts them; None if there are none.
@@ -86,6 +88,8 @@ class Application:
     setups: tuple[Callable[[Context], object], ...]
     teardowns: tuple[Callable[[Context], object], ...]
     databases: tuple[DatabaseSettings, ...]
+    lanes: tuple[LaneLimits, ...]
+    journal_path: Path | None
     selftests: tuple[Callable[[Context], object], ...] = ()
     scripts: tuple[ScriptHandler, ...] = ()
     door: Door | None = None
@@ -116,23 +120,8 @@ class Application:
                 self.door.prepare(settings.fixed_file, arguments, asdict(settings.process))
         return pid
 
-    @property
-    def lanes(self) -> tuple[LaneLimits, ...]:
-        """The lanes of each worker, in the order of the configuration; that of all other routes last."""
-        config = self.config
-        named = {DEFAULT_LANE: Lane(), **config.lanes}
-        ordered = [*config.lanes, *({DEFAULT_LANE} - config.lanes.keys())]
-        return tuple(_lane_limits(name, named[name], config) for name in ordered)
-
-    @property
-    def defers(self) -> bool:
-        """Whether there are calls that may be done later."""
-        return any(route.deferred_by for route in self.table.routes)
-
-    def marks(self) -> Marks | None:
-        """Make what says in a database that a call was done; None if no call may be done later."""
-        if not self.defers:
-            return None
+    def marks(self) -> Marks:
+        """Make what says in a database that a call was done; for calls that may be done later."""
         # As the databases, only if there are any.
         marks: Marks = importlib.import_module("fastagi_pool.marks").Marks(self.node)
         return marks
@@ -148,9 +137,8 @@ class Application:
         Raises:
             JournalUnavailable: It cannot.
         """
-        path = self.config.journal.path
-        if path is not None and self.defers:
-            Journal.check(path, self.config.journal.max_size)
+        if self.journal_path is not None:
+            Journal.check(self.journal_path, self.config.journal.max_size)
 
     def open_journal(self) -> Journal | None:
         """Open the journal; once in each process.
@@ -161,11 +149,10 @@ class Application:
         Raises:
             JournalUnavailable: It cannot be used.
         """
-        path = self.config.journal.path
-        if path is None or not self.defers:
+        if self.journal_path is None:
             return None
         backlog = self.config.runtime_dir / BACKLOG_NAME
-        return Journal.open(path, self.config.journal.max_size, backlog)
+        return Journal.open(self.journal_path, self.config.journal.max_size, backlog)
 
     def show_load(self, read_load: Callable[[], Load]) -> None:
         """Let the built-in script tell the pool's load; once in each process, before the first call."""
@@ -218,9 +205,9 @@ class Application:
         Raises:
             OperatorError: The table of marks is not there and cannot be made; the message says what to do.
         """
-        marks = self.marks()
-        if marks is None:
+        if self.journal_path is None:
             return
+        marks = self.marks()
         for name in sorted({route.deferred_by for route in self.table.routes if route.deferred_by}):
             try:
                 with databases[name].engine.begin() as connection:
@@ -300,6 +287,8 @@ def assemble(loaded: LoadedConfig, given: Mapping[str, Handler] = _NONE_GIVEN) -
         setups=hooks["setup"],
         teardowns=hooks["teardown"],
         databases=databases,
+        lanes=tuple(_lanes(config)),
+        journal_path=config.journal.path if any(route.deferred_by for route in table.routes) else None,
         selftests=hooks["selftest"],
         scripts=scripts,
         door=door,
@@ -377,6 +366,12 @@ def _with_deferrals(
                 problems.append(loaded.problem(location, str(error), "or say deferrable: false"))
         routes.append(route)
     return RouteTable(routes)
+
+
+def _lanes(config: Config) -> Iterator[LaneLimits]:
+    named = {DEFAULT_LANE: Lane(), **config.lanes}
+    for name in (*config.lanes, *({DEFAULT_LANE} - config.lanes.keys())):
+        yield _lane_limits(name, named[name], config)
 
 
 def _lane_limits(name: str, lane: Lane, config: Config) -> LaneLimits:

@@ -24,6 +24,8 @@ from fastagi_pool.protocol import encode_command
 
 #: The line by which a server says that it failed. Source: run_agi() in res_agi.c.
 FAILURE_LINE: Final = b"failure\n"
+#: FAGI_STATUS of a call whose worker died.
+CRASH: Final = "CRASH"
 #: Longest FAGI_ERROR in characters: enough for a dialplan or a call record; the log has it whole.
 _ERROR_LENGTH: Final = 200
 #: All that could end or begin something in a dialplan's expressions and arguments, or in a shell.

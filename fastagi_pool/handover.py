@@ -31,6 +31,8 @@ MOST_AT_ONCE: Final = 8
 _ROOM_BYTES: Final = 4 * 1024 * 1024
 #: How long the giver waits for room for one message.
 GIVING_S: Final = 0.2
+#: How long the dialplans may take to hear the end of their calls, in all.
+TELLING_S: Final = 2.0
 _RECEIVE_BYTES: Final = 65536
 #: Reads in a row from one peer: one that never pauses must not keep others from their turn.
 _MOST_READS: Final = 16

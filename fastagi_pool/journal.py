@@ -39,6 +39,8 @@ from fastagi_pool.errors import JournalUnavailable
 
 #: The backlog's name, below the runtime folder. Another layout must get another name: an older pool may run.
 BACKLOG_NAME: Final = "journal.waiting"
+#: Beside it: which entry is being replayed, for whoever comes after a replay that died of it.
+RUNNING_NAME: Final = "journal.running"
 
 _APPLICATION_ID: Final = 0x4641474A  # "FAGJ"
 #: What makes each version out of the one before. Only ever add at the end.
@@ -530,18 +532,6 @@ class Journal:
             connection.executemany(
                 "UPDATE entries SET quarantined = 1, attempts = attempts + 1, error = ? WHERE number = ?",
                 [(_clean(error), number) for number, error in failed],
-            )
-
-    def attempted(self, number: int, error: str = "") -> None:
-        """Note that a call was tried in vain, and waits on.
-
-        Raises:
-            JournalUnavailable: It is not noted.
-        """
-        with self._writing() as connection:
-            connection.execute(
-                "UPDATE entries SET attempts = attempts + 1, error = ? WHERE number = ?",
-                (_clean(error), number),
             )
 
     # --- what the operator does

@@ -120,10 +120,10 @@ def _replay_keeper(
     reopen_logs: Callable[[], None],
 ) -> ReplayKeeper | None:
     config = application.config
-    if config.journal.path is None or not application.defers:
+    if application.journal_path is None:
         return None
     settings = ReplaySettings(
-        journal=config.journal.path,
+        journal=application.journal_path,
         max_bytes=config.journal.max_size,
         backlog=config.runtime_dir / BACKLOG_NAME,
         runtime_dir=config.runtime_dir,
@@ -173,7 +173,7 @@ def _try_journal(application: Application) -> None:
     try:
         application.check_journal()
     except JournalUnavailable as error:
-        if _is_full(application.config.journal.path):
+        if _is_full(application.journal_path):
             # It passes, and calls come. Every worker that cannot put calls off says so in the log.
             return
         raise BootError(

@@ -34,9 +34,9 @@ from fastagi_pool import callboard, handover, quarantine, stacks, tally
 from fastagi_pool.aftermath import Aftermath
 from fastagi_pool.bulletin import Bulletin
 from fastagi_pool.doors import Doors
-from fastagi_pool.endings import GO_ON, last_words
+from fastagi_pool.endings import CRASH, GO_ON, last_words
 from fastagi_pool.errors import BootError
-from fastagi_pool.journal import BACKLOG_NAME
+from fastagi_pool.journal import BACKLOG_NAME, RUNNING_NAME
 from fastagi_pool.keeping import ObserverKeeper, ObserverMain, ObserverOrder
 from fastagi_pool.lifecycle import PID_FILE, drop_pid_file, hold_pid_file
 from fastagi_pool.logs import LOGGER_NAME
@@ -97,8 +97,6 @@ LOAD_TIMEOUT_S: Final = 120.0
 DISMISSED_S: Final = 2.0
 #: Witnesses of workers that were killed at the end get this long to tell the calls.
 WITNESSES_S: Final = 3.0
-#: So long the calls that nobody has taken over may take to hear it.
-TELLING_S: Final = 2.0
 #: The loop turns at least this often, for what only time brings about.
 TICK_S: Final = 0.25
 #: More than any configuration can ask for, and what the kernel allows (fs.nr_open).
@@ -106,7 +104,7 @@ MOST_DESCRIPTORS: Final = 1_048_576
 #: The folders of what workers show of themselves.
 _FIGURES: Final = (callboard.FOLDER, tally.FOLDER, stacks.FOLDER)
 #: What goes on to hold: suspects, and what the journal's readers and writers tell each other.
-_KEPT_FILES: Final = (quarantine.FILE, BACKLOG_NAME, "journal.running")
+_KEPT_FILES: Final = (quarantine.FILE, BACKLOG_NAME, RUNNING_NAME)
 #: What an earlier run as root may have left in the runtime folder.
 _RUNTIME_FILES: Final = (PID_FILE, "scoreboard", *_FIGURES, "recordings", "control", *_KEPT_FILES)
 #: Source: PR_SET_CHILD_SUBREAPER in linux/prctl.h.
@@ -811,8 +809,8 @@ class Master:
         _await_orphans(WITNESSES_S)
         # Or it would be waited for that somebody gives one more.
         os.close(self._handover[1])
-        words = last_words("CRASH", "the worker died, and the server ends", "", GO_ON, channel_lives=True)
-        left = handover.refuse(self._handover[0], words, TELLING_S, poll)
+        words = last_words(CRASH, "the worker died, and the server ends", "", GO_ON, channel_lives=True)
+        left = handover.refuse(self._handover[0], words, handover.TELLING_S, poll)
         if left.told or left.untold:
             self._log.error("%d calls that nobody had begun were told so, %d could not be told", *left)
         self._log.info("ended")

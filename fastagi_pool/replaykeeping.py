@@ -29,7 +29,7 @@ from setproctitle import setproctitle
 
 from fastagi_pool.context import Context
 from fastagi_pool.errors import DatabaseUnavailable, FastAGIPoolError, JournalUnavailable
-from fastagi_pool.journal import Journal
+from fastagi_pool.journal import RUNNING_NAME, Journal
 from fastagi_pool.logs import LOGGER_NAME, rename
 
 if TYPE_CHECKING:
@@ -46,8 +46,6 @@ PAUSE_S: Final = 1.0
 TRY_S: Final = 0.5
 #: How often an empty journal is looked at.
 LOOK_S: Final = 0.1
-#: Below the runtime folder: which entry runs.
-RUNNING_NAME: Final = "journal.running"
 #: The transaction of the replay, what a handler does beside it, and one to spare.
 _CONNECTIONS: Final = 3
 _READ: Final = 1
@@ -240,7 +238,7 @@ def _end_with(parent: int) -> None:
 
 
 class ReplayKeeper:
-    """Keeps the process alive that replays the journal, if there are routes whose calls can be deferred."""
+    """Keeps the process alive that replays the journal, where there is one."""
 
     def __init__(
         self,
@@ -252,7 +250,7 @@ class ReplayKeeper:
         """Prepare; nothing is started yet.
 
         Args:
-            application: Says whether there are such routes.
+            application: The routes, their handlers and their databases.
             settings: For the process; its generation is told by :meth:`begin`.
             leave: Called in the child: closes what is the zygote's alone, as its channel to the master and
                 the listening sockets.
@@ -269,7 +267,7 @@ class ReplayKeeper:
     def begin(self, generation: int) -> None:
         """Start the first one."""
         self._settings = replace(self._settings, generation=generation)
-        self._wanted = self._application.defers
+        self._wanted = True
         self.look_after()
 
     def look_after(self) -> None:

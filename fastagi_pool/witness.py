@@ -40,20 +40,17 @@ from setproctitle import setproctitle
 from fastagi_pool import handover
 from fastagi_pool.callboard import CallFacts, read_calls
 from fastagi_pool.custody import WITNESS_TITLE, Custody, Held, most_descriptors
-from fastagi_pool.endings import FAILURE_LINE, OnError, last_words
+from fastagi_pool.endings import CRASH, FAILURE_LINE, OnError, last_words
 from fastagi_pool.logs import rename
 
 #: Source: CLONE_FILES in linux/sched.h.
 _CLONE_FILES: Final = 0x400
 #: Number of the system call. Source: asm/unistd_64.h, asm-generic/unistd.h.
 _SYS_CLONE: Final = {"x86_64": 56, "aarch64": 220}
-#: How long the dialplans may take to hear it, in all.
-TELLING_S: Final = 2.0
 #: What was given is watched for so long; then the master keeps it for workers to come.
 TAKEN_S: Final = 3.0
 _LOOK_MS: Final = 20
-#: FAGI_STATUS of a call whose worker has died, and FAGI_ERROR.
-STATUS: Final = "CRASH"
+#: FAGI_ERROR of a call whose worker has died.
 ERROR: Final = "the worker died"
 _FOLDER: Final = Path("/proc/self/fd")
 #: The table of descriptors has room for so many from the beginning, at 8 bytes each; beyond it grows.
@@ -181,9 +178,9 @@ def crash_words(facts: CallFacts | None, on_errors: Mapping[str, OnError], other
         otherwise: What the dialplan of a call without a route does.
     """
     if facts is None:
-        return last_words(STATUS, ERROR, "", otherwise, channel_lives=True)
+        return last_words(CRASH, ERROR, "", otherwise, channel_lives=True)
     on_error = on_errors.get(facts.route, otherwise)
-    return last_words(STATUS, ERROR, facts.ref, on_error, channel_lives=not facts.hung_up)
+    return last_words(CRASH, ERROR, facts.ref, on_error, channel_lives=not facts.hung_up)
 
 
 class Witness:
@@ -241,13 +238,13 @@ class Witness:
             for each in held
             if each.descriptor not in given
         }
-        told, untold = handover.tell(words, TELLING_S, self._poll)
+        told, untold = handover.tell(words, handover.TELLING_S, self._poll)
         if given:
             back = self._see_them_taken()
             told, untold = told + back.told, untold + back.untold
         log.warning(
             "witness of worker=%d: told %d calls %s, gave %d to another worker, %d could not be told",
-            *(ward.slot, told, STATUS, len(given), untold),
+            *(ward.slot, told, CRASH, len(given), untold),
         )
         return 0
 
@@ -260,7 +257,7 @@ class Witness:
         while handover.under_way(self._giving) and monotonic() < deadline_s:
             if poller.poll(_LOOK_MS):
                 os.close(self._giving)
-                return handover.refuse(self._taking, self._words_for(None), TELLING_S, self._poll)
+                return handover.refuse(self._taking, self._words_for(None), handover.TELLING_S, self._poll)
         return handover.Told(0, 0)
 
     def _words_for(self, facts: CallFacts | None) -> bytes:

@@ -21,7 +21,7 @@ import gevent  # noqa: E402 (behind the patch)
 from sqlalchemy import text  # noqa: E402
 
 from fastagi_pool.database import DatabaseSettings  # noqa: E402
-from fastagi_pool.journal import Journal  # noqa: E402
+from fastagi_pool.journal import RUNNING_NAME, Journal  # noqa: E402
 from fastagi_pool.marks import Marks  # noqa: E402
 from fastagi_pool.replay import Replayer, RunningEntry  # noqa: E402
 from fastagi_pool.routes import Route, RouteKind, RouteTable  # noqa: E402
@@ -53,7 +53,7 @@ def drain(folder: Path, url: str) -> None:
             {"note": note},
             {"main": database},
             {},
-            RunningEntry(folder / "journal.running"),
+            RunningEntry(folder / RUNNING_NAME),
             logging.getLogger("replay"),
         )
         print(os.getpid(), flush=True)

@@ -98,7 +98,7 @@ class Pool:
 
     def figures(self) -> tuple[int, int]:
         """How many have a place, and how many wait."""
-        return self.admission.active, self.admission.queued
+        return self.admission.active, sum(lane.queued for lane in self.admission.facts())
 
 
 def named(names: str) -> list[Caller]:

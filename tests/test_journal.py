@@ -215,16 +215,6 @@ def test_settle(node: Node) -> None:
     assert refs(list(journal.all("other"))) == []
 
 
-def test_attempted(node: Node) -> None:
-    """A call that was tried in vain waits on, and tells how often and why."""
-    journal = node.open()
-    (number,) = journal.append([call(1)])
-    journal.attempted(number, "deadlock")
-    journal.attempted(number)
-    (entry,) = journal.next_entries("calls", 1)
-    assert (entry.attempts, entry.error, entry.quarantined) == (2, "", False)
-
-
 def test_retry_and_drop(node: Node) -> None:
     """What an operator lets out stands at its old place; what he drops is gone."""
     journal = node.open()

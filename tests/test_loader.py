@@ -22,8 +22,8 @@ from fastagi_pool.context import Context
 from fastagi_pool.deferring import deferrable
 from fastagi_pool.errors import BootError
 from fastagi_pool.listeners import Address
-from fastagi_pool.loader import LauncherKeeper, _try_journal, claim_descriptors, describe
-from fastagi_pool.messages import Loaded
+from fastagi_pool.loader import LauncherKeeper, _replay_keeper, _try_journal, claim_descriptors, describe
+from fastagi_pool.messages import Inheritance, Loaded
 from fastagi_pool.pool import PoolLimits
 from fastagi_pool.privileges import Identity
 from fastagi_pool.rotation import RotationSettings
@@ -212,6 +212,19 @@ def _children() -> set[int]:
 @deferrable
 def _later(_call: Call, _context: Context) -> None:
     """Serve nobody."""
+
+
+@pytest.mark.parametrize("deferrable_route", ["true", "false"])
+def test_who_replays_is_kept_where_calls_are_done_later(tmp_path: Path, deferrable_route: str) -> None:
+    """Where no route's calls can be done later, there is no process for them."""
+    yaml = f"""
+runtime_dir: {tmp_path}
+databases: {{main: {{url: "sqlite://"}}}}
+routes: [{{default: true, handler: "test_loader:later", deferrable: {deferrable_route}}}]
+"""
+    application = assemble(load_text(yaml, "test", tmp_path, {}), {"test_loader:later": _later})
+    keeper = _replay_keeper(application, Inheritance(-1, -1, (-1, -1)), lambda: None, lambda: None)
+    assert (keeper is not None) is (deferrable_route == "true")
 
 
 def test_a_pool_starts_though_the_disk_of_its_journal_is_full(tmp_path: Path) -> None:

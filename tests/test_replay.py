@@ -25,7 +25,7 @@ from fastagi_pool.call import Call
 from fastagi_pool.context import Context
 from fastagi_pool.database import DatabaseSettings, TryAgain
 from fastagi_pool.errors import DatabaseUnavailable, RowsLost
-from fastagi_pool.journal import Entry, Journal, NewEntry
+from fastagi_pool.journal import RUNNING_NAME, Entry, Journal, NewEntry
 from fastagi_pool.marks import Marks
 from fastagi_pool.replay import MOST_DEATHS, Replayer, RunningEntry, SilentDialogue
 from fastagi_pool.replayorder import FIRST_SIZE
@@ -70,7 +70,7 @@ class Playground:
             options={"colour": "green"},
             script_timeout_s=0.0,
         )
-        self.running = RunningEntry(folder / "journal.running")
+        self.running = RunningEntry(folder / RUNNING_NAME)
         with self.database.lease().begin() as connection:
             auto = "AUTO_INCREMENT" if self.is_mariadb else ""
             connection.execute(text(_CREATE.format(auto=auto)))
@@ -383,7 +383,7 @@ def test_told_to_end_it_finishes_the_transaction_in_hand(playground: Playground)
 def test_an_entry_that_ends_the_process_is_found_out(playground: Playground) -> None:
     """What runs when the process dies is run alone by the next, and not at all after enough deaths."""
     first, second, _ = playground.defer("r1", "r2", "r3")
-    path = playground.folder / "journal.running"
+    path = playground.folder / RUNNING_NAME
     for death in range(1, MOST_DEATHS + 1):
         playground.running.begins(second)
         playground.running.close()
@@ -397,11 +397,11 @@ def test_an_entry_that_ends_the_process_is_found_out(playground: Playground) -> 
 
 def test_a_process_that_ended_in_peace_suspects_nobody(tmp_path: Path) -> None:
     """Between entries nothing runs, and a death of the process then is no entry's fault."""
-    running = RunningEntry(tmp_path / "journal.running")
+    running = RunningEntry(tmp_path / RUNNING_NAME)
     running.begins(7)
     running.ends()
     running.close()
-    assert RunningEntry(tmp_path / "journal.running").suspect == 0
+    assert RunningEntry(tmp_path / RUNNING_NAME).suspect == 0
 
 
 def test_new_entries_join_the_end_while_the_journal_is_emptied(playground: Playground) -> None:

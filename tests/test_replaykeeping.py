@@ -32,12 +32,12 @@ def note(call: object, context: object) -> None:
     """Be a handler whose calls can be done later."""
 
 
-def _application(folder: Path, deferrable_route: str) -> Application:
+def _application(folder: Path) -> Application:
     text = (
         f"runtime_dir: {folder}\n"
         f"journal: {{file: {folder / 'journal.db'}}}\n"
         f"databases: {{main: {{url: 'sqlite:///{folder / 'calls.db'}'}}}}\n"
-        f"routes: [{{script: note, handler: 'here:note', deferrable: {deferrable_route}}}]\n"
+        "routes: [{script: note, handler: 'here:note'}]\n"
     )
     return assemble(load_text(text, "test", folder, {}), {"here:note": note})
 
@@ -96,10 +96,9 @@ def lifeline() -> Iterator[int]:
     os.close(reading)
 
 
-def _keep(folder: Path, lifeline: int, deferrable_route: str = "true") -> ReplayKeeper:
+def _keep(folder: Path, lifeline: int) -> ReplayKeeper:
     configure(LogFile(str(folder / "log")), "info", "test")
-    application = _application(folder, deferrable_route)
-    keeper = ReplayKeeper(application, _settings(folder, lifeline), lambda: None, lambda: None)
+    keeper = ReplayKeeper(_application(folder), _settings(folder, lifeline), lambda: None, lambda: None)
     keeper.begin(1)
     return keeper
 
@@ -140,16 +139,6 @@ def _take_turns(folder: Path, lifeline: int) -> None:
 def test_only_one_replays(tmp_path: Path, lifeline: int) -> None:
     """The process of a new generation waits until that of the old one is gone, and then replays."""
     in_child(lambda: _take_turns(tmp_path, lifeline))
-
-
-def _have_none(folder: Path, lifeline: int) -> None:
-    keeper = _keep(folder, lifeline, "false")
-    assert keeper._pid == 0
-
-
-def test_none_is_needed(tmp_path: Path, lifeline: int) -> None:
-    """Where no route's calls can be done later, there is no such process."""
-    in_child(lambda: _have_none(tmp_path, lifeline))
 
 
 def _be_told_to_end(folder: Path, lifeline: int) -> None:
