@@ -5,25 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from sections import config, problem
 
-from fastagi_pool.config import Config, load_text
-from fastagi_pool.errors import ConfigError
 from fastagi_pool.laneconfig import Journal, Lane, Quarantine
-
-ROUTE = "routes: [{default: true, handler: a:b}]\n"
-
-
-def config(text: str) -> Config:
-    """Load one line to which a route is added."""
-    return load_text(ROUTE + text, "x.yaml", Path("/"), {"N": "5"}).config
-
-
-def problem(line: str) -> str:
-    """Give the only problem of a line."""
-    with pytest.raises(ConfigError) as caught:
-        config(line)
-    [found] = caught.value.problems
-    return str(found).removeprefix("x.yaml:2: ")
 
 
 def test_defaults() -> None:

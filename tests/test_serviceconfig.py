@@ -2,32 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
+from sections import config, problem
 
-from fastagi_pool.config import Config, load_text
-from fastagi_pool.errors import ConfigError
 from fastagi_pool.logs import JSON, OFF, STANDARD_ERROR, SYSLOG, TEXT, LogFile
 from fastagi_pool.serviceconfig import Http, Log, LogFormat, LogLevel, Rotation, RotationPeriod, Slow
 from fastagi_pool.values import ListenAddress, ListenKind
 
-ROUTE = "routes: [{default: true, handler: a:b}]\n"
 #: Where HTTP may be reached from other machines.
 OPEN = ("*:4578", ":4578", "0.0.0.0:80", "192.0.2.7:80", "[::]:80", "[2001:db8::1]:80")
-
-
-def config(text: str) -> Config:
-    """Load one line to which a route is added."""
-    return load_text(ROUTE + text, "x.yaml", Path("/"), {"N": "5"}).config
-
-
-def problem(line: str) -> str:
-    """Give the only problem of a line."""
-    with pytest.raises(ConfigError) as caught:
-        config(line)
-    [found] = caught.value.problems
-    return str(found).removeprefix("x.yaml:2: ")
 
 
 def test_defaults() -> None:

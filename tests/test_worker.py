@@ -8,11 +8,11 @@ import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import gevent
 import pytest
@@ -42,6 +42,8 @@ Handlers: TypeAlias = Mapping[str, Handler]
 _WAIT_S: Final = 10.0
 _LIFE_S: Final = 60
 _ENVIRONMENT: Final = b"agi_network: yes\nagi_network_script: hello\nagi_uniqueid: 1.1\n\n"
+#: As far as somebody has spoken who is half heard.
+_HALF: Final = _ENVIRONMENT[:20]
 _ROUTE: Final = '{script: hello, handler: "fastagi_pool.handlers.demo:hello"}'
 
 
@@ -315,6 +317,27 @@ def hear_all(asterisk: socket.socket) -> bytes:
     return b"".join(iter(lambda: asterisk.recv(4096), b""))
 
 
+class Callers(NamedTuple):
+    """One connection of each kind that a worker may have."""
+
+    silent: socket.socket
+    half_heard: socket.socket
+    begun: socket.socket
+    queued: socket.socket
+
+
+@contextmanager
+def callers_of_each_kind(life: Life) -> Iterator[Callers]:
+    """Connect one caller of each kind to a worker with a single place, whose handler waits for digits."""
+    with life.connect() as silent, life.connect() as half_heard, life.place() as begun:
+        half_heard.sendall(_HALF)
+        # The connections are accepted in their order, so the worker has the other two by then.
+        assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
+        with life.place() as queued:
+            until(lambda: "QUEUED" in states(life))
+            yield Callers(silent, half_heard, begun, queued)
+
+
 def test_no_place_in_the_lane(lives: Callable[..., Life]) -> None:
     """A call that finds neither a place nor room to wait in its lane hears so, and which key decides."""
     life = lives(wait_for_digits, "{lane: slow}", "lanes: {slow: {max_active: 1, max_queue: 0}}")
@@ -344,14 +367,14 @@ def test_who_is_silent_when_the_worker_drains(lives: Callable[..., Life]) -> Non
     """A worker that drains serves those who have connected already, whenever they begin to speak."""
     life = lives(wait_for_digits)
     with life.connect() as silent, life.connect() as half_heard, life.place() as begun:
-        half_heard.sendall(_ENVIRONMENT[:20])
+        half_heard.sendall(_HALF)
         # The connections are accepted in their order.
         assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
         life.signal(signal.SIGTERM)
         begun.sendall(b"200 result=0\n")
         assert begun.recv(100) == b""
         silent.sendall(_ENVIRONMENT)
-        half_heard.sendall(_ENVIRONMENT[20:])
+        half_heard.sendall(_ENVIRONMENT.removeprefix(_HALF))
         for asterisk in (silent, half_heard):
             assert asterisk.recv(100) == b"WAIT FOR DIGIT -1\n"
             asterisk.sendall(b"200 result=0\n")
@@ -374,16 +397,12 @@ def test_silent_ones_do_not_keep_a_worker(lives: Callable[..., Life]) -> None:
 def test_a_worker_that_must_end_tells_everybody(lives: Callable[..., Life]) -> None:
     """Silent, half heard, queued and begun: whoever is there when the worker must end hears why."""
     life = lives(wait_for_digits, more="calls_per_worker: 1")
-    with life.connect() as silent, life.connect() as half_heard, life.place() as begun:
-        half_heard.sendall(_ENVIRONMENT[:20])
-        assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
-        with life.place() as queued:
-            until(lambda: "QUEUED" in states(life))
-            life.signal(signal.SIGINT)
-            for asterisk in (silent, half_heard, queued, begun):
-                heard = hear_all(asterisk)
-                assert b"SET VARIABLE FAGI_STATUS STOPPED\n" in heard
-                assert heard.endswith(FAILURE_LINE)
+    with callers_of_each_kind(life) as callers:
+        life.signal(signal.SIGINT)
+        for asterisk in callers:
+            heard = hear_all(asterisk)
+            assert b"SET VARIABLE FAGI_STATUS STOPPED\n" in heard
+            assert heard.endswith(FAILURE_LINE)
     assert life.end() == 0
 
 
@@ -430,31 +449,27 @@ def test_a_worker_whose_witness_is_gone(lives: Callable[..., Life]) -> None:
 def test_a_worker_that_dies(lives: Callable[..., Life]) -> None:
     """Calls that have begun hear of the crash; all that have not are given to the next worker."""
     life = lives(wait_for_digits, more="calls_per_worker: 1")
-    with life.connect() as silent, life.connect() as half_heard, life.place() as begun:
-        half_heard.sendall(_ENVIRONMENT[:20])
-        assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
-        with life.place() as queued:
-            until(lambda: "QUEUED" in states(life))
-            life.signal(signal.SIGKILL)
-            assert life.end() == -signal.SIGKILL
-            heard = hear_all(begun)
-            assert b"SET VARIABLE FAGI_STATUS CRASH\n" in heard
-            assert heard.endswith(FAILURE_LINE)
-            given: list[int] = []
+    with callers_of_each_kind(life) as (silent, half_heard, begun, queued):
+        life.signal(signal.SIGKILL)
+        assert life.end() == -signal.SIGKILL
+        heard = hear_all(begun)
+        assert b"SET VARIABLE FAGI_STATUS CRASH\n" in heard
+        assert heard.endswith(FAILURE_LINE)
+        given: list[int] = []
 
-            def all_are_given() -> bool:
-                given.extend(handover.take(life.handover[0]))
-                return len(given) == 3
+        def all_are_given() -> bool:
+            given.extend(handover.take(life.handover[0]))
+            return len(given) == 3
 
-            until(all_are_given)
-            taken = [socket.socket(fileno=descriptor) for descriptor in given]
-            ends = {each.getpeername(): each for each in taken}
-            assert set(ends) == {each.getsockname() for each in (silent, half_heard, queued)}
-            # As it came: nothing of it was consumed.
-            assert ends[queued.getsockname()].recv(4096) == _ENVIRONMENT
-            assert ends[half_heard.getsockname()].recv(4096) == _ENVIRONMENT[:20]
-            for each in taken:
-                each.close()
+        until(all_are_given)
+        taken = [socket.socket(fileno=descriptor) for descriptor in given]
+        ends = {each.getpeername(): each for each in taken}
+        assert set(ends) == {each.getsockname() for each in (silent, half_heard, queued)}
+        # As it came: nothing of it was consumed.
+        assert ends[queued.getsockname()].recv(4096) == _ENVIRONMENT
+        assert ends[half_heard.getsockname()].recv(4096) == _HALF
+        for each in taken:
+            each.close()
 
 
 def until(condition: Callable[[], bool]) -> None:
