@@ -478,9 +478,8 @@ class Site:
             OperatorError: It cannot be read.
         """
         path = self.path(RECORD)
-        earlier = self.path(_EARLIER_RECORD)
-        if not path.exists() and _is_installers(earlier.parent) and _is_installers(earlier):
-            path = earlier
+        if not path.exists() and self._has_earlier_record():
+            path = self.path(_EARLIER_RECORD)
         try:
             content = json.loads(path.read_text())
             return Record(
@@ -489,7 +488,8 @@ class Site:
                 dict(content["files"]),
                 tuple(tuple(command) for command in content["off"]),
                 content["runtime_dir"],
-                content["journal"] if path != earlier else DEFAULT_JOURNAL,
+                # A version without a journal noted none.
+                content.get("journal", DEFAULT_JOURNAL),
             )
         except FileNotFoundError:
             return Record()
@@ -513,10 +513,34 @@ class Site:
         fresh.rename(path)
         self._forget_earlier_record()
 
-    def _forget_earlier_record(self) -> None:
+    def _has_earlier_record(self) -> bool:
         earlier = self.path(_EARLIER_RECORD)
-        if _is_installers(earlier.parent) and _is_installers(earlier):
-            earlier.unlink()
+        return _is_installers(earlier.parent) and _is_installers(earlier)
+
+    def _forget_earlier_record(self) -> None:
+        if self._has_earlier_record():
+            self.path(_EARLIER_RECORD).unlink()
+
+    def _take_over_earlier_record(self) -> None:
+        """Move it out of what is the journal's folder now; that goes too, to be made as the pool's user's.
+
+        Raises:
+            OSError: It cannot be moved.
+        """
+        path, earlier = self.path(RECORD), self.path(_EARLIER_RECORD)
+        if path.exists() or not self._has_earlier_record():
+            return
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(earlier, path)
+        if not any(earlier.parent.iterdir()):
+            earlier.parent.rmdir()
+
+    def _is_there(self, folder: str) -> bool:
+        """Tell whether a folder is there, and not only for the sake of an earlier record."""
+        path, earlier = self.path(folder), self.path(_EARLIER_RECORD)
+        if path == earlier.parent and self._has_earlier_record():
+            return any(entry != earlier for entry in path.iterdir())
+        return path.is_dir()
 
     def look(self, wanted: Sequence[Wish], record: Record) -> Facts:
         """Look what is there of what is wanted, and of what was made."""
@@ -528,7 +552,7 @@ class Site:
         users = {wish.name for wish in wanted if isinstance(wish, User)} | set(record.users)
         return Facts(
             frozenset(name for name in users if self._ids(name) is not None),
-            {path: not any(self.path(path).iterdir()) for path in folders if self.path(path).is_dir()},
+            {path: not any(self.path(path).iterdir()) for path in folders if self._is_there(path)},
             # Of others only that they are there: logs and journals are long.
             {
                 path: _digest_of(self.path(path)) if path in ours else "not ours"
@@ -556,6 +580,10 @@ class Site:
         Raises:
             OperatorError: A step failed; the text says which, and that the others were undone.
         """
+        try:
+            self._take_over_earlier_record()
+        except OSError as error:
+            raise OperatorError(f"cannot move {self.path(_EARLIER_RECORD)}: {_reason(error)}") from error
         done: list[Step] = []
         before = {
             step.what.path: self.path(step.what.path).read_bytes()

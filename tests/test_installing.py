@@ -541,10 +541,9 @@ def test_command_that_is_missing_is_named(site: Site) -> None:
         install(site, Enabling((("no-such-command",),), ()))
 
 
-def test_record_of_an_earlier_version_is_taken_over(site: Site, tmp_path: Path) -> None:
-    """What a version without a journal made is known, and its record moves out of the journal's folder."""
+def make_earlier_record(site: Site, tmp_path: Path) -> Path:
+    """Leave behind what a version without a journal does; return its record."""
     install(site, FILE)
-    record = site.read_record()
     path = tmp_path / RECORD.lstrip("/")
     content = json.loads(path.read_text())
     del content["journal"]
@@ -552,9 +551,34 @@ def test_record_of_an_earlier_version_is_taken_over(site: Site, tmp_path: Path) 
     earlier.parent.mkdir(parents=True)
     earlier.write_text(json.dumps(content))
     path.unlink()
+    return earlier
+
+
+def test_record_of_an_earlier_version_is_taken_over(site: Site, tmp_path: Path) -> None:
+    """What a version without a journal made is known, and its record moves out of the journal's folder."""
+    install(site, FILE)
+    record = site.read_record()
+    earlier = make_earlier_record(site, tmp_path)
     assert site.read_record() == record
     site.write_record(record)
-    assert (path.exists(), earlier.exists()) == (True, False)
+    assert ((tmp_path / RECORD.lstrip("/")).exists(), earlier.exists()) == (True, False)
+
+
+@pytest.mark.parametrize("inhabited", [False, True])
+def test_folder_of_an_earlier_record_becomes_the_journals(
+    site: Site, tmp_path: Path, inhabited: bool
+) -> None:
+    """Only a folder that was made for the record is made anew; in one that holds more all stays as it is."""
+    earlier = make_earlier_record(site, tmp_path)
+    if inhabited:
+        (earlier.parent / "notes").touch()
+    record, folder = site.read_record(), Folder("/var/lib/fastagi-pool", 0o700)
+    [step] = plan([folder], site.look([folder], record), record)
+    assert str(step).startswith("keep folder" if inhabited else "make folder")
+    site.write_record(site.install([step], record, lambda _: None))
+    assert not earlier.exists()
+    assert (earlier.parent.stat().st_mode & 0o777 == 0o700) is not inhabited
+    assert site.read_record().folders == (() if inhabited else ("/var/lib/fastagi-pool",))
 
 
 def test_unreadable_record_is_refused(site: Site, tmp_path: Path) -> None:
