@@ -1,31 +1,23 @@
-"""Load: ``agiload``, which plays Asterisk; compiled when needed, run, and its figures read.
+"""Load: ``agiload``, which plays Asterisk, and what its figures say.
 
 Laws:
     * What a call must be to count as good is decided in ``agiload.c`` alone.
-    * No load outlives this process.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
+
+from programs import Running, compiled
 
 _SOURCE: Final = Path(__file__).resolve().parent / "agiload.c"
-_FIGURE: Final = re.compile(r"(\S+) ([\d.]+)")
 #: Calls in progress at once, unless a measurement says otherwise: as in the peers' published figures.
 AT_ONCE: Final = 50
 #: How long a run that is told to end may take for it, its calls in progress included.
 _END_S: Final = 60.0
-
-
-class LoadFailed(Exception):
-    """The load source cannot be built, or did not print its figures."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,22 +84,9 @@ class LoadSource:
             cache: The folder to keep it in; made if missing.
 
         Raises:
-            LoadFailed: There is no C compiler, or it fails.
+            ProgramFailed: There is no C compiler, or it fails.
         """
-        self._program = cache / "agiload"
-        if self._program.exists() and self._program.stat().st_mtime >= _SOURCE.stat().st_mtime:
-            return
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if compiler is None:
-            raise LoadFailed("no C compiler; on Debian: apt install gcc libc6-dev")
-        cache.mkdir(parents=True, exist_ok=True)
-        # Renamed into its place: another run may be using the old one.
-        fresh = self._program.with_suffix(".new")
-        command = [compiler, "-O2", "-o", str(fresh), str(_SOURCE)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise LoadFailed(f"{compiler} failed:\n{done.stderr}")
-        fresh.rename(self._program)
+        self._program = compiled(_SOURCE, cache / "agiload")
 
     def begin(self, address: str, load: Load) -> RunningLoad:
         """Start a load; use the result with ``with``.
@@ -117,70 +96,45 @@ class LoadSource:
             load: What to do to it.
         """
         host, _, port = address.rpartition(":")
-        command = [str(self._program), "-h", host, "-p", port, "-s", load.script, "-c", str(load.at_once)]
-        command += ["-n", str(load.calls), "-t", f"{load.length_s:g}", "-r", f"{load.per_s:g}"]
-        command += ["-g", f"{load.grace_s:g}", "-x", load.extension, "-i", load.name, "-b", str(load.first)]
-        return RunningLoad(command if load.needs_command else [*command, "-q"])
+        arguments = ["-h", host, "-p", port, "-s", load.script, "-c", str(load.at_once)]
+        arguments += ["-n", str(load.calls), "-t", f"{load.length_s:g}", "-r", f"{load.per_s:g}"]
+        arguments += ["-g", f"{load.grace_s:g}", "-x", load.extension, "-i", load.name, "-b", str(load.first)]
+        return RunningLoad(self._program, *arguments, *(() if load.needs_command else ("-q",)))
 
     def run(self, address: str, load: Load) -> LoadResult:
         """Run a load to its end; see :meth:`begin`.
 
         Raises:
-            LoadFailed: It printed no figures.
+            ProgramFailed: It printed no figures.
         """
         with self.begin(address, load) as running:
             return running.result(timeout_s=None)
 
 
-class RunningLoad:
+class RunningLoad(Running):
     """A load in progress; it ends with its ``with`` at the latest."""
 
-    def __init__(self, command: Sequence[str]) -> None:
-        self._process = subprocess.Popen(
-            ("setpriv", "--pdeathsig", "KILL", *command), stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._process:
-            self._process.kill()
-
-    def stop(self) -> LoadResult:
-        """Start no more calls, wait for those in progress, and return the figures.
+    def finish(self) -> LoadResult:
+        """Start no more calls, wait for those in progress, and return what became of all.
 
         Raises:
-            LoadFailed: It printed none within 60 s.
+            ProgramFailed: They did not end within 60 s.
         """
-        self._process.terminate()
-        return self.result(_END_S)
+        return _result(self.stop(_END_S))
 
     def result(self, timeout_s: float | None) -> LoadResult:
-        """Wait for its end and return the figures.
+        """Wait for its end and return what became of it; see :meth:`figures`."""
+        return _result(self.figures(timeout_s))
 
-        Args:
-            timeout_s: How long to wait; None for as long as it takes.
 
-        Raises:
-            LoadFailed: It printed none in time.
-        """
-        try:
-            output, _ = self._process.communicate(timeout=timeout_s)
-        except subprocess.TimeoutExpired as error:
-            raise LoadFailed(f"the load did not end within {timeout_s:g} s") from error
-        found = dict(_FIGURE.findall(output))
-        if "calls" not in found:
-            raise LoadFailed(f"the load printed no figures, but {output!r}")
-        return LoadResult(
-            calls=int(found["calls"]),
-            good=int(found["good"]),
-            calls_per_s=float(found["calls/s"]),
-            p50_ms=float(found["p50"]) / 1000,
-            p99_ms=float(found["p99"]) / 1000,
-        )
+def _result(figures: Mapping[str, str]) -> LoadResult:
+    return LoadResult(
+        calls=int(figures["calls"]),
+        good=int(figures["good"]),
+        calls_per_s=float(figures["calls/s"]),
+        p50_ms=float(figures["p50"]) / 1000,
+        p99_ms=float(figures["p99"]) / 1000,
+    )
 
 
 def interleaved(

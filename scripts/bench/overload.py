@@ -6,7 +6,7 @@ Laws:
     * What a flood does to ordinary calls is told by runs that took turns, of one pool: only the flood comes
       and goes.
     * A flood counts only if its connections were all still open at the end of its run.
-    * The floods cost little processor time themselves, which the pool would lack.
+    * The floods cost the least processor time that they can, for the pool lacks it; how much is told.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import count
+from pathlib import Path
 from statistics import median
-from threading import Event
 from typing import Any, Final
 
 from bench import HELLO, Bench
@@ -28,6 +26,7 @@ from figures import Figure, Section, judged, not_measured
 from load import Load, LoadResult, interleaved, p99, ratios
 from machine import allow_open_files, pss_bytes
 from mariadb import PASSWORD, MariaDBMissingError, MariaDBServer, find_mariadb
+from programs import Running, compiled
 from service import PoolService
 from speed import speeds, spread
 
@@ -70,7 +69,7 @@ _KNOCKS_PER_S: Final = 2_000
 _SETTLING_CALLS: Final = 200
 #: Source addresses of those who connect and close: one has not ports enough for so many.
 _SOURCES: Final = 32
-_TRICKLE_STEPS: Final = 20
+_FLOOD: Final = Path(__file__).resolve().parent / "flood.c"
 _MOST_SILENT_BYTES: Final = 100_000_000
 _MOST_LEFT_BYTES: Final = 50_000_000
 #: Files that the load source and the pool's processes need besides one for each connection.
@@ -91,8 +90,8 @@ def overload(bench: Bench) -> Section:
         reason = f"no {connections + _SPARE_FILES} open files; see ulimit -n"
         figures = (*full, not_measured("floods", reason, "to be measured"))
         return Section("overload", title, figures, speeds(records))
-    flooded, results = _flooded(bench, connections)
-    return Section("overload", title, (*full, *flooded), speeds({**records, **results}))
+    flooded, results, costs = _flooded(bench, connections)
+    return Section("overload", f"{title} {costs}", (*full, *flooded), speeds({**records, **results}))
 
 
 # --- a pool that is full
@@ -246,6 +245,22 @@ def _connect(address: str) -> socket.socket:
 
 
 @dataclass(slots=True)
+class _Cost:
+    """What a source of floods took of a processor, in all its runs."""
+
+    cpu_s: float = 0.0
+    length_s: float = 0.0
+
+    def add(self, figures: Mapping[str, str]) -> None:
+        """Add a run."""
+        self.cpu_s += float(figures["cpu"])
+        self.length_s += float(figures["seconds"])
+
+    def __str__(self) -> str:
+        return f"{self.cpu_s / self.length_s:.1%} of a core"
+
+
+@dataclass(slots=True)
 class _Seen:
     """What was seen beside the figures of the runs.
 
@@ -253,26 +268,31 @@ class _Seen:
         cut: Connections of a flood that the pool closed.
         knocks: Connections that were opened only to be closed.
         silent_bytes: The pool's memory in each run with silent connections.
+        trickle: What the source of single bytes took, in all runs.
+        knocking: What the source of the knocks took.
     """
 
     cut: int = 0
     knocks: int = 0
     silent_bytes: list[int] = field(default_factory=list)
+    trickle: _Cost = field(default_factory=_Cost)
+    knocking: _Cost = field(default_factory=_Cost)
 
 
-def _flooded(bench: Bench, connections: int) -> tuple[list[Figure], dict[str, list[LoadResult]]]:
-    """Measure ordinary calls with and without floods, in turn."""
+def _flooded(bench: Bench, connections: int) -> tuple[list[Figure], dict[str, list[LoadResult]], str]:
+    """Measure ordinary calls with and without floods, in turn, and say what the floods cost themselves."""
     rounds = max(2, bench.scale.rounds // 4)
     length_s = 10 * connections / (rounds * _KNOCKS_PER_S)
     silent, trickle = f"hello, {connections:,} silent", f"hello, {connections // 10:,} a byte a second"
     knocking, seen = f"hello, {_KNOCKS_PER_S:,} a second connect and close", _Seen()
+    program = compiled(_FLOOD, bench.folder / "flood")
     settings: dict[str, Any] = {"workers": _WORKERS, "backlog": 4096, "limits": {"header_timeout": "1h"}}
     with bench.pool(HELLO, **settings) as pool:
         floods: dict[str, Callable[[], AbstractContextManager[None]]] = {
             _QUIET: nullcontext,
             silent: partial(_silent, pool.address, connections, seen),
-            trickle: partial(_trickling, pool.address, connections // 10, seen),
-            knocking: partial(_knocking, pool.address, seen),
+            trickle: partial(_trickling, program, pool.address, connections // 10, seen),
+            knocking: partial(_knocking, program, pool.address, seen),
         }
 
         def run(name: str) -> LoadResult:
@@ -298,7 +318,8 @@ def _flooded(bench: Bench, connections: int) -> tuple[list[Figure], dict[str, li
         judged("connections of the floods that the pool closed", f"{seen.cut:,}", "0", seen.cut == 0),
         judged(f"error lines, {seen.knocks:,} probes included", f"{error_lines:,}", "0", error_lines == 0),
     ]
-    return figures, results
+    costs = f"Processor time of the source of the bytes: {seen.trickle}; of the knocks: {seen.knocking}."
+    return figures, results, costs
 
 
 def _latency_figures(results: Mapping[str, Sequence[LoadResult]]) -> list[Figure]:
@@ -343,73 +364,35 @@ def _mb(size_bytes: float) -> str:
 
 @contextmanager
 def _silent(address: str, connections: int, seen: _Seen) -> Iterator[None]:
-    """Keep connections open that say nothing."""
-    with _open(address, connections, seen):
-        yield
-
-
-@contextmanager
-def _trickling(address: str, connections: int, seen: _Seen) -> Iterator[None]:
-    """Keep connections open, each of which sends a byte of its environment every second."""
-    data = environment("agi://localhost/hello", tuple("x" * 1000 for _ in range(9))).encode()
-    with _open(address, connections, seen) as lines, _thread() as (over, threads):
-
-        def trickle() -> None:
-            for step in count():
-                byte = data[step // _TRICKLE_STEPS :][:1]
-                for line in lines[step % _TRICKLE_STEPS :: _TRICKLE_STEPS]:
-                    line.send(byte)
-                if over.wait(1 / _TRICKLE_STEPS):
-                    return
-
-        trickling = threads.submit(trickle)
-        try:
-            yield
-        finally:
-            over.set()
-            trickling.result()
-
-
-@contextmanager
-def _knocking(address: str, seen: _Seen) -> Iterator[None]:
-    """Connect and close all the time, at a steady rate."""
-    host, _, port = address.rpartition(":")
-    with _thread() as (over, threads):
-
-        def knock() -> None:
-            begun_s = time.monotonic()
-            for number in count():
-                ahead_s = begun_s + number / _KNOCKS_PER_S - time.monotonic()
-                if ahead_s > 0 and over.wait(ahead_s):
-                    return
-                with socket.socket() as line:
-                    line.setsockopt(socket.IPPROTO_IP, socket.IP_BIND_ADDRESS_NO_PORT, 1)
-                    line.bind((f"127.0.1.{1 + number % _SOURCES}", 0))
-                    line.connect((host, int(port)))
-                seen.knocks += 1
-
-        knocking = threads.submit(knock)
-        try:
-            yield
-        finally:
-            over.set()
-            knocking.result()
-
-
-@contextmanager
-def _thread() -> Iterator[tuple[Event, ThreadPoolExecutor]]:
-    """Give a thread and the sign for it to end."""
-    with ThreadPoolExecutor(1) as threads:
-        yield Event(), threads
-
-
-@contextmanager
-def _open(address: str, connections: int, seen: _Seen) -> Iterator[list[socket.socket]]:
-    """Open connections, and count at the end those that the pool has closed meanwhile."""
+    """Keep connections open that say nothing, and count at the end those that the pool has closed."""
     with ExitStack() as stack:
         lines = [stack.enter_context(_connect(address)) for _ in range(connections)]
-        yield lines
+        yield
         seen.cut += sum(map(_is_cut, lines))
+
+
+@contextmanager
+def _trickling(program: Path, address: str, connections: int, seen: _Seen) -> Iterator[None]:
+    """Keep connections open, each of which sends a byte of its environment every second."""
+    data = environment("agi://localhost/hello", tuple("x" * 1000 for _ in range(9)))
+    host, _, port = address.rpartition(":")
+    with Running(program, "trickle", host, port, str(connections), data) as trickling:
+        trickling.await_line(_PATIENCE_S)
+        yield
+        figures = trickling.stop(_PATIENCE_S)
+    seen.cut += int(figures["cut"])
+    seen.trickle.add(figures)
+
+
+@contextmanager
+def _knocking(program: Path, address: str, seen: _Seen) -> Iterator[None]:
+    """Connect and close all the time, at a steady rate."""
+    host, _, port = address.rpartition(":")
+    with Running(program, "knock", host, port, str(_KNOCKS_PER_S), str(_SOURCES)) as knocking:
+        yield
+        figures = knocking.stop(_PATIENCE_S)
+    seen.knocks += int(figures["knocks"])
+    seen.knocking.add(figures)
 
 
 def _is_cut(line: socket.socket) -> bool:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Final, NoReturn
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 # The tests' ways to run a pool and a MariaDB server are ours too.
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
@@ -26,9 +27,10 @@ from commands import commands
 from endurance import balance, held, soak
 from figures import Section, facts_text, not_measured, rewrite, section_text
 from legacy_calls import legacy
-from load import LoadFailed, LoadSource
+from load import LoadSource
 from machine import facts
 from overload import overload
+from programs import ProgramFailed
 from protection import protection
 from service import PoolFailed
 from speed import peers, rates, recycle
@@ -72,7 +74,7 @@ def main(arguments: list[str]) -> int:
     signal.signal(signal.SIGTERM, _leave)
     try:
         source = LoadSource(_ROOT / ".cache")
-    except LoadFailed as error:
+    except ProgramFailed as error:
         print(error, file=sys.stderr)
         return 2
     machine = facts_text(facts())
@@ -109,7 +111,7 @@ def _measure(name: str, bench: Bench) -> Section:
     print(f"measuring {name} ...", file=sys.stderr, flush=True)
     try:
         section = MEASUREMENTS[name](bench)
-    except (PoolFailed, LoadFailed, RuntimeError, OSError) as error:
+    except (PoolFailed, ProgramFailed, RuntimeError, OSError) as error:
         print(f"{name}: {error}", file=sys.stderr)
         reason = str(error).partition("\n")[0].rstrip(":")
         section = Section(name, "The measurement failed.", (not_measured("all", reason, "to be measured"),))

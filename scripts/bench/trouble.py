@@ -90,14 +90,14 @@ def _reload(bench: Bench) -> _Reloaded:
                 pool.reload()
                 pool.await_serving(2, generation)
                 time.sleep(_GENERATION_S)
-            good = running.stop()
+            good = running.finish()
         before = pids(pool.serving())
         module.write_text(_BROKEN_CODE)
         with bench.load.begin(pool.address, load) as running:
             pool.reload()
             said = pool.await_log(r"reload refused, nothing changes: .*$")[0][0]
             time.sleep(_AFTERWARDS_S)
-            broken = running.stop()
+            broken = running.finish()
         same_workers = pids(pool.serving()) == before
         lines, good_lines = await_access_lines(pool, good.calls + broken.calls)
     place = re.search(rf"{re.escape(str(module))}:\d+", said)
@@ -170,7 +170,7 @@ def mariadb(bench: Bench) -> Section:
             load = Load(script="lookup", at_once=2000, per_s=_DATABASE_PER_S)
             with bench.load.begin(pool.address, load) as running:
                 recovering_s = _restart(server, pool)
-                running.stop()
+                running.finish()
             result = bench.load.run(pool.address, Load(script="lookup", calls=bench.scale.recovered_calls))
     figures = (
         judged(whats[0], f"{recovering_s:.2f} s", criteria[0], recovering_s <= _MOST_RECOVERING_S),

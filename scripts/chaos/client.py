@@ -1,31 +1,22 @@
-"""Client: ``chaosload``, which plays Asterisk, and the small programs of a run that are compiled when needed.
+"""Client: ``chaosload``, which plays Asterisk, and what it noted.
 
 Laws:
     * What Asterisk makes of a call is decided in ``chaosload.c`` alone; here its notes are read.
-    * No load outlives this process.
 """
 
 from __future__ import annotations
 
-import re
-import shutil
-import signal
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
+
+from programs import Running
 
 from chaos.auditor import Kind, Told, Verdict
 
-_SOURCES: Final = Path(__file__).resolve().parent
-_FIGURE: Final = re.compile(r"(\S+) ([\d.]+)")
+SOURCE: Final = Path(__file__).resolve().parent / "chaosload.c"
 #: Beyond the deadline of the last call.
 _END_S: Final = 30.0
-
-
-class ChaosFailed(Exception):
-    """The run cannot be done, which says nothing about the pool; the text says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +55,7 @@ class LoadFigures:
     cpu_s: float
 
 
-class RunningLoad:
+class RunningLoad(Running):
     """Calls in progress; they end with the ``with`` at the latest."""
 
     def __init__(self, program: Path, address: str, load: Load, notes: Path) -> None:
@@ -76,44 +67,19 @@ class RunningLoad:
             load: What calls come.
             notes: Where each call is noted.
         """
-        command = [str(program), "-p", address.rpartition(":")[2], "-o", str(notes), "-s", str(load.seed)]
-        command += ["-n", str(load.calls), "-t", f"{load.length_s:g}", "-r", f"{load.per_s:g}"]
-        command += ["-d", f"{load.deadline_s:g}"]
+        arguments = ["-p", address.rpartition(":")[2], "-o", str(notes), "-s", str(load.seed)]
+        arguments += ["-n", str(load.calls), "-t", f"{load.length_s:g}", "-r", f"{load.per_s:g}"]
+        super().__init__(program, *arguments, "-d", f"{load.deadline_s:g}")
         self._patience_s = load.deadline_s + _END_S
         self._notes = notes
-        self._process = subprocess.Popen(
-            ("setpriv", "--pdeathsig", "KILL", *command), stdout=subprocess.PIPE, text=True
-        )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with self._process:
-            self._process.kill()
-
-    @property
-    def runs(self) -> bool:
-        """Whether calls are still in progress."""
-        return self._process.poll() is None
 
     def finish(self) -> tuple[LoadFigures, list[Told]]:
         """Begin no more calls, wait for the last to end, and return what came of all.
 
         Raises:
-            ChaosFailed: The client did not end, or ended badly.
+            ProgramFailed: The client did not end, or ended badly.
         """
-        if self.runs:
-            self._process.send_signal(signal.SIGTERM)
-        try:
-            output, _ = self._process.communicate(timeout=self._patience_s)
-        except subprocess.TimeoutExpired as error:
-            raise ChaosFailed(f"the client did not end within {self._patience_s:g} s") from error
-        found = dict(_FIGURE.findall(output))
-        if "calls" not in found:
-            raise ChaosFailed(f"the client printed no figures, but {output!r}")
+        found = self.stop(self._patience_s)
         figures = LoadFigures(
             int(found["calls"]), int(found["dropped"]), float(found["seconds"]), float(found["cpu"])
         )
@@ -137,24 +103,3 @@ def read_notes(notes: Path) -> list[Told]:
             )
         )
     return told
-
-
-def compiled(source: str, target: Path, *options: str) -> Path:
-    """Compile a program that stands beside this module, and return where it is.
-
-    Args:
-        source: The file's name.
-        target: Where it goes.
-        options: Of the compiler.
-
-    Raises:
-        ChaosFailed: There is no C compiler, or it fails.
-    """
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        raise ChaosFailed("no C compiler; on Debian: apt install gcc libc6-dev")
-    command = [compiler, "-O2", *options, "-o", str(target), str(_SOURCES / source)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ChaosFailed(f"{compiler} failed:\n{done.stderr}")
-    return target

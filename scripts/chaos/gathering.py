@@ -19,8 +19,7 @@ from typing import Final
 from service import COMMAND, PoolFailed
 
 from chaos.auditor import Evidence, Kind, Leg, Told
-from chaos.client import ChaosFailed
-from chaos.scene import ROWS, VICIDIAL, Scene
+from chaos.scene import ROWS, VICIDIAL, ChaosFailed, Scene
 
 #: Far above what replaying a minute of calls takes.
 _DRAIN_S: Final = 180.0

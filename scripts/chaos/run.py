@@ -26,11 +26,13 @@ from typing import Any, Final, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from programs import ProgramFailed, compiled
+
 from chaos.auditor import Audit, Told, audit
-from chaos.client import ChaosFailed, Load, LoadFigures, RunningLoad, compiled
+from chaos.client import SOURCE, Load, LoadFigures, RunningLoad
 from chaos.disturbing import Disturber
 from chaos.gathering import Journal, await_drained, gather
-from chaos.scene import Scene
+from chaos.scene import ChaosFailed, Scene
 from chaos.schedule import Subject, make_schedule
 
 #: Something was to be shown that this machine cannot show.
@@ -88,7 +90,7 @@ def main(arguments: list[str]) -> int:
         for seed in options.seeds:
             runs.append(run := _run(seed, options))
             _show(run)
-    except ChaosFailed as failed:
+    except (ChaosFailed, ProgramFailed) as failed:
         print(f"chaos: NOT RUN: {failed}", flush=True)
         return _EXIT_MISSING
     finally:
@@ -107,7 +109,7 @@ def _run(seed: int, options: Options) -> Run:
     load = Load(seed, options.calls, options.length_s, options.per_s)
     with tempfile.TemporaryDirectory(prefix="chaos-", dir="/tmp", ignore_cleanup_errors=True) as name:
         folder = Path(name)
-        program = compiled("chaosload.c", folder / "chaosload")
+        program = compiled(SOURCE, folder / "chaosload")
         with Scene(folder) as scene:
             journal, disturber = Journal(scene), Disturber(scene, schedule)
             try:

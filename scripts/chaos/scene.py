@@ -22,11 +22,11 @@ from typing import Any, Final, Self
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "tests"))
 
 from mariadb import MariaDBMissingError, MariaDBServer, find_mariadb
+from programs import compiled
 from service import PoolService
 from vicidial_database import VicidialDatabase, pool_databases, pool_route
 
 from chaos.auditor import ClockStep
-from chaos.client import ChaosFailed, compiled
 from chaos.handlers import TABLES
 
 _SCRIPTS: Final = Path(__file__).resolve().parents[1]
@@ -37,7 +37,12 @@ _USER: Final = "chaos"
 _PASSWORD: Final = "chaos"
 _DISK_KIB: Final = 64 * 1024
 _FORWARDER: Final = Path(__file__).resolve().parent / "forwarder.py"
+_SHIM: Final = Path(__file__).resolve().parent / "clockshim.c"
 _OFFSET: Final = struct.Struct("d")
+
+
+class ChaosFailed(Exception):
+    """The run cannot be done, which says nothing about the pool; the text says why."""
 
 
 class Network:
@@ -120,9 +125,9 @@ class PoolClock:
         """Prepare it.
 
         Raises:
-            ChaosFailed: There is no C compiler.
+            ProgramFailed: There is no C compiler.
         """
-        self._shim = compiled("clockshim.c", folder / "clockshim.so", "-shared", "-fPIC")
+        self._shim = compiled(_SHIM, folder / "clockshim.so", "-shared", "-fPIC")
         self._path = folder / "clock"
         self._path.write_bytes(_OFFSET.pack(0.0))
         with self._path.open("r+b") as file:
@@ -162,6 +167,7 @@ class Scene:
 
         Raises:
             ChaosFailed: Something is missing on this machine.
+            ProgramFailed: A C compiler is missing.
         """
         self.folder = folder
         with ExitStack() as stack:
