@@ -6,6 +6,7 @@ Laws:
     * What a flood does to ordinary calls is told by runs that took turns, of one pool: only the flood comes
       and goes.
     * A flood counts only if its connections were all still open at the end of its run.
+    * Latencies are judged by the runs from which the machine's host took least; see :func:`load.undisturbed`.
     * The floods cost the least processor time that they can, for the pool lacks it; how much is told.
 """
 
@@ -15,15 +16,16 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import count
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
 from bench import HELLO, Bench
 from figures import Figure, Section, judged, not_measured
-from load import Load, LoadResult, interleaved, p99, ratios
+from load import Load, LoadResult, interleaved, p99, ratios, undisturbed
 from machine import allow_open_files, pss_bytes
 from mariadb import PASSWORD, MariaDBMissingError, MariaDBServer, find_mariadb
 from programs import Running, compiled
@@ -38,8 +40,16 @@ _RESERVE: Final = 10
 _QUEUE: Final = 20
 #: So many calls beyond the bound show that it is reached in every worker.
 _EXCESS: Final = 40
-_RECORDS: Final = 2_000
-_AT_ONCE: Final = 20
+_RECORDS: Final = 500
+_STEADY_PER_S: Final = 200.0
+#: This is all that two cores can do: how long one takes says how many come, and nothing about lanes.
+_CROWDED: Final = "20 at a time"
+#: How hangup records come.
+_RECORD_LOADS: Final[Mapping[str, Load]] = {
+    "one at a time": Load(at_once=1),
+    f"{_STEADY_PER_S:g} a second": Load(at_once=1000, per_s=_STEADY_PER_S),
+    _CROWDED: Load(at_once=20),
+}
 _MOST_RECORD_MS: Final = 20.0
 _REFUSED: Final = 200
 _MOST_REFUSAL_MS: Final = 50.0
@@ -63,8 +73,7 @@ def record(call, context):
 
 _QUIET: Final = "hello, nothing else"
 _MOST_FACTOR: Final = 1.5
-_STEADY_PER_S: Final = 200.0
-_KNOCKS_PER_S: Final = 2_000
+_KNOCKS_PER_S: Final = 1_000
 #: Calls between two runs, which end when the pool has done with what came before them.
 _SETTLING_CALLS: Final = 200
 #: Source addresses of those who connect and close: one has not ports enough for so many.
@@ -127,60 +136,75 @@ def _full_pool(
     settings: dict[str, Any] = {"workers": _WORKERS, "calls_per_worker": _PLACES, "lanes": lanes}
     paths = [str(code)]
     with bench.pool(menu, record, python_path=paths, databases=databases, **settings) as pool:
-        empty = _send_records(bench, pool, 0)
+        serials = count(1, _RECORDS)
+        empty = _send_records(bench, pool, serials)
         held = _WORKERS * (_PLACES - _RESERVE + _QUEUE)
         with _Unanswered(pool.address, "menu", held + _EXCESS) as callers:
             pool.await_that(
                 lambda: callers.refused() == _EXCESS, f"is full and has refused {_EXCESS} calls", _PATIENCE_S
             )
-            full = _send_records(bench, pool, 1)
+            full = _send_records(bench, pool, serials)
             figures = [
-                *_record_figures(full, server),
+                *_record_figures(empty, full, server),
                 *_refusal_figures(pool),
                 judged("calls still held", f"{callers.held():,}", f"{held:,}", callers.held() == held),
             ]
-    runs = {"empty": empty, "full": full}
-    return figures, {f"{what}, pool {state}": [run] for state, of in runs.items() for what, run in of.items()}
-
-
-def _send_records(bench: Bench, pool: PoolService, run: int) -> dict[str, LoadResult]:
-    """Send hangup records, one after another and several at a time; no two of all runs are the same."""
-    return {
-        f"{_RECORDS:,} hangup records, {at_once} at a time": bench.load.run(
-            pool.address,
-            Load(
-                script="record",
-                at_once=at_once,
-                calls=_RECORDS,
-                extension="h",
-                needs_command=False,
-                first=1 + (2 * run + several) * _RECORDS,
-            ),
-        )
-        for several, at_once in enumerate((1, _AT_ONCE))
+    states = {"empty": empty, "full": full}
+    results = {
+        f"records, {how}, pool {state}": of[how] for how in _RECORD_LOADS for state, of in states.items()
     }
+    return figures, results
 
 
-def _record_figures(results: Mapping[str, LoadResult], server: MariaDBServer | None) -> list[Figure]:
-    """Judge the records that were sent to the full pool, and see that every one of all is stored."""
-    figures = []
-    for what, result in results.items():
-        figures.append(
-            judged(
-                f"latency of {what} (p99)",
-                f"{result.p99_ms:.1f} ms",
-                f"at most {_MOST_RECORD_MS:g} ms",
-                result.p99_ms <= _MOST_RECORD_MS,
-            )
+def _send_records(bench: Bench, pool: PoolService, serials: Iterator[int]) -> dict[str, list[LoadResult]]:
+    """Send hangup records in every way, in turn; the serials keep any two from being the same."""
+    kind = Load(script="record", calls=_RECORDS, extension="h", needs_command=False)
+
+    def send(how: str) -> LoadResult:
+        load = _RECORD_LOADS[how]
+        return bench.load.run(
+            pool.address, replace(kind, at_once=load.at_once, per_s=load.per_s, first=next(serials))
         )
-        figures.append(judged(f"lost of {what}", f"{result.lost:,}", "0", result.lost == 0))
-    wanted = 4 * _RECORDS
+
+    return interleaved(list(_RECORD_LOADS), bench.scale.rounds, send)
+
+
+def _record_figures(
+    empty: Mapping[str, Sequence[LoadResult]],
+    full: Mapping[str, Sequence[LoadResult]],
+    server: MariaDBServer | None,
+) -> list[Figure]:
+    """Judge the records that were sent to the full pool, and see that every one of all is stored."""
+    figures, wanted = [], 0
+    for how, runs in full.items():
+        if how == _CROWDED:
+            factor = _typical_p99_ms(runs) / _typical_p99_ms(empty[how])
+            name, measured = f"p99, as a ratio to that in the empty pool: records, {how}", f"{factor:.2f}"
+            criterion, good = f"at most {_MOST_FACTOR:g}", factor <= _MOST_FACTOR
+        else:
+            p99_ms = _typical_p99_ms(runs)
+            name = f"latency of hangup records, {how} (p99)"
+            measured = f"{p99_ms:.1f} ms (all runs: {_range_ms(runs)})"
+            criterion, good = f"at most {_MOST_RECORD_MS:g} ms", p99_ms <= _MOST_RECORD_MS
+        figures.append(judged(name, measured, criterion, good))
+        lost, calls = sum(run.lost for run in runs), sum(run.calls for run in runs)
+        figures.append(judged(f"records lost, {how}", f"{lost:,} of {calls:,}", "0", lost == 0))
+        wanted += calls + sum(run.calls for run in empty[how])
     if server is None:
         figures.append(not_measured("records stored", "no MariaDB server", f"{wanted:,}"))
     else:
         [[stored]] = server.execute("SELECT COUNT(DISTINCT uniqueid) FROM bench.records")
         figures.append(judged("records stored", f"{stored:,}", f"{wanted:,}", stored == wanted))
     return figures
+
+
+def _typical_p99_ms(runs: Sequence[LoadResult]) -> float:
+    return median(map(p99, undisturbed(runs)))
+
+
+def _range_ms(runs: Sequence[LoadResult]) -> str:
+    latencies_ms = [run.p99_ms for run in runs]
+    return f"{min(latencies_ms):.1f} to {max(latencies_ms):.1f} ms"
 
 
 def _refusal_figures(pool: PoolService) -> list[Figure]:
@@ -208,12 +232,16 @@ class _Unanswered:
     """Calls whose commands nobody answers; they end with the ``with``."""
 
     def __init__(self, address: str, script: str, calls: int) -> None:
+        self._address = address
         self._environment = environment(f"agi://localhost/{script}").encode()
-        self._lines = [_connect(address) for _ in range(calls)]
+        self._lines: list[socket.socket] = []
         self._heard = [b""] * calls
 
     def __enter__(self) -> _Unanswered:
-        for line in self._lines:
+        for _ in self._heard:
+            line = _connect(self._address)
+            self._lines.append(line)
+            # At once, as Asterisk does: by the calls that it has, each worker knows whose turn it is.
             line.sendall(self._environment)
             line.setblocking(False)
         return self
@@ -281,7 +309,7 @@ class _Seen:
 
 def _flooded(bench: Bench, connections: int) -> tuple[list[Figure], dict[str, list[LoadResult]], str]:
     """Measure ordinary calls with and without floods, in turn, and say what the floods cost themselves."""
-    rounds = max(2, bench.scale.rounds // 4)
+    rounds = bench.scale.rounds
     length_s = 10 * connections / (rounds * _KNOCKS_PER_S)
     silent, trickle = f"hello, {connections:,} silent", f"hello, {connections // 10:,} a byte a second"
     knocking, seen = f"hello, {_KNOCKS_PER_S:,} a second connect and close", _Seen()
@@ -329,13 +357,13 @@ def _latency_figures(results: Mapping[str, Sequence[LoadResult]]) -> list[Figure
         figures.append(judged(f"calls lost: {name}", f"{lost:,} of {calls:,}", "0", lost == 0))
         if name == _QUIET:
             continue
-        factors = ratios(runs, results[_QUIET], p99)
+        factor = _typical_p99_ms(runs) / _typical_p99_ms(results[_QUIET])
         figures.append(
             judged(
                 f"p99, as a ratio to that of calls without a flood: {name}",
-                spread(factors),
+                f"{factor:.2f} (all runs: {spread(ratios(runs, results[_QUIET], p99))})",
                 f"at most {_MOST_FACTOR:g}",
-                median(factors) <= _MOST_FACTOR,
+                factor <= _MOST_FACTOR,
             )
         )
     return figures
