@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Final
 
-#: How far a time in a row may be from the moment at which the call came.
+#: How far a time in a row may be from a moment of the call, as its servers tell it in whole seconds.
 TOLERANCE_S: Final = 2.0
 
 
@@ -304,13 +304,12 @@ def _written(told: Told, evidence: Evidence) -> bool:
 def _is_then(time_s: float, told: Told, clock: Sequence[ClockStep]) -> bool:
     """Whether a time in a row is when the call came, by the clock that the pool had then.
 
-    A call may have waited to be accepted; what comes then has nothing to do with when it came. A clock
-    that was set meanwhile, or a moment before or after, may have been read on either side.
+    The pool has it from its beginning on at the earliest: where all that the machine can do is asked for, it
+    waits to be accepted. And before its end, for then it is answered. A clock that was set meanwhile, or a
+    moment before or after, may have been read on either side.
     """
-    first_s, last_s = told.began_s - TOLERANCE_S, told.began_s + TOLERANCE_S
-    return any(
-        abs(time_s - offset_s - told.began_s) <= TOLERANCE_S for offset_s in _offsets(clock, first_s, last_s)
-    )
+    first_s, last_s = told.began_s - TOLERANCE_S, told.began_s + told.took_s + TOLERANCE_S
+    return any(first_s <= time_s - offset_s <= last_s for offset_s in _offsets(clock, first_s, last_s))
 
 
 def _stepped(start: Told | None, end: Told, clock: Sequence[ClockStep]) -> bool:

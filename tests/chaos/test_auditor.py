@@ -146,6 +146,14 @@ def test_a_set_clock_is_the_pools_clock() -> None:
     assert lies(Evidence((RECORD,), rows_a={1: [NOON_S]}, rows_b=rows, clock=steps)) == [Lie.WRONG_TIME]
 
 
+def test_a_call_that_waited_to_be_accepted_has_the_time_at_which_it_was() -> None:
+    """Any time at which the call was in progress may be when it came to the pool; none behind its answer."""
+    waited = replace(RECORD, took_s=5.0)
+    for late_s, found in ((4.0, []), (5.0 + TOLERANCE_S + 1, [Lie.WRONG_TIME])):
+        rows = {1: [NOON_S + late_s]}
+        assert lies(Evidence((waited,), rows_a=rows, rows_b=rows)) == found
+
+
 def test_a_clock_set_during_the_call_may_be_read_on_either_side() -> None:
     """Nobody can say whether a call came before or after a step within the tolerance of it."""
     steps = (ClockStep(NOON_S + TOLERANCE_S / 2, -600.0),)
