@@ -27,6 +27,7 @@ import mmap
 import os
 import sqlite3
 import struct
+import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -139,10 +140,14 @@ _WORD_LIMIT: Final = 3
 _ROW: Final = struct.Struct("@64s2Qd")
 _ROW_BYTES: Final = 128
 _NAME_BYTES: Final = 64
-_AT_FIGURES: Final = struct.Struct("@2Qd")
 _SIZE_BYTES: Final = (2 + _MOST_DATABASES) * _ROW_BYTES
 #: The first row is for all databases that have none of their own.
 _OTHERS: Final = ""
+
+
+def _bits_of(number: float) -> int:
+    """Return what stands in memory for a number, as a word."""
+    return int.from_bytes(struct.pack("@d", number), sys.byteorder)
 
 
 def _word_of(row: int) -> int:
@@ -309,8 +314,12 @@ class Backlog:
             else:
                 figures[at] = (each.waiting, each.quarantined, each.oldest_s)
         figures[_FIRST_WORD] = (int(others[0]), int(others[1]), others[2])
-        for at, values in figures.items():
-            _AT_FIGURES.pack_into(self._memory, at * 8, *values)
+        for at, (waiting, quarantined, oldest_s) in figures.items():
+            # Each by one store: to pack them would clear them first, and whoever looks at that moment lets a
+            # call overtake those that wait.
+            self._words[at] = waiting
+            self._words[at + 1] = quarantined
+            self._words[at + 2] = _bits_of(oldest_s)
         self._words[_WORD_USED] = facts.used_bytes
         self._words[_WORD_LIMIT] = facts.limit_bytes
 
