@@ -133,7 +133,13 @@ def _full_pool(
         "options": {"stored": bool(databases)},
     }
     lanes = {"default": {"max_queue": _QUEUE, "max_wait": "10m"}, "hangup": {"reserve": _RESERVE}}
-    settings: dict[str, Any] = {"workers": _WORKERS, "calls_per_worker": _PLACES, "lanes": lanes}
+    # Without end: a worker that was replaced would be empty.
+    settings: dict[str, Any] = {
+        "workers": _WORKERS,
+        "max_calls": 0,
+        "calls_per_worker": _PLACES,
+        "lanes": lanes,
+    }
     paths = [str(code)]
     with bench.pool(menu, record, python_path=paths, databases=databases, **settings) as pool:
         serials = count(1, _RECORDS)
