@@ -388,9 +388,9 @@ class Tally:
         ledger = self._ledgers.get(facts.name) or self._open_ledger(facts.name)
         if ledger is None:
             return
-        _DATABASE_NUMBERS.pack_into(
-            self._memory,
-            ledger.row * 8 + _AT_NUMBERS,
+        self._show(
+            _DATABASE_NUMBERS,
+            ledger.row,
             facts.size,
             facts.connected,
             facts.in_use,
@@ -414,8 +414,15 @@ class Tally:
             self._lanes[facts.name] = row, self._words[row + _TURNED_AWAY]
         row, before = self._lanes[facts.name]
         if row:
-            numbers = (facts.limit, facts.active, facts.queued, before + facts.refused)
-            _LANE_NUMBERS.pack_into(self._memory, row * 8 + _AT_NUMBERS, *numbers)
+            self._show(_LANE_NUMBERS, row, facts.limit, facts.active, facts.queued, before + facts.refused)
+
+    def _show(self, layout: struct.Struct, row: int, *numbers: object) -> None:
+        """Change the numbers of a row at once: to pack them in place would clear them first.
+
+        Whoever read a counter at that moment would take it for one that began anew.
+        """
+        at_bytes = row * 8 + _AT_NUMBERS
+        self._memory[at_bytes : at_bytes + layout.size] = layout.pack(*numbers)
 
     def _row_of_route(self, route: str) -> int:
         row = self._routes.get(route)
@@ -477,9 +484,9 @@ class Tally:
             if kind == _Kind.DATABASE:
                 numbers = _DATABASE_NUMBERS.unpack_from(self._memory, at_bytes)
                 counters = numbers[_GAUGES : _GAUGES + _COUNTERS]
-                _DATABASE_NUMBERS.pack_into(self._memory, at_bytes, *[0] * _GAUGES, *counters, b"", b"", 0.0)
+                self._show(_DATABASE_NUMBERS, row, *[0] * _GAUGES, *counters, b"", b"", 0.0)
             elif kind == _Kind.LANE:
-                _LANE_NUMBERS.pack_into(self._memory, at_bytes, 0, 0, 0, self._words[row + _TURNED_AWAY])
+                self._show(_LANE_NUMBERS, row, 0, 0, 0, self._words[row + _TURNED_AWAY])
 
 
 def read_tally(path: Path) -> SlotTally:

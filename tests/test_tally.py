@@ -6,6 +6,7 @@ import os
 import signal
 import struct
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -248,6 +249,22 @@ def test_what_an_older_program_leaves_of_an_outage_is_not_shown(tally: Tally, pa
     """A worker of a program that knows no time of an outage ends it by taking its reason back."""
     tally.database(replace(DATABASE, down_reason=""))
     assert read_tally(path).databases[0].down_s == 0.0
+
+
+def test_no_counter_is_ever_seen_at_zero(tally: Tally, path: Path) -> None:
+    """Whoever reads while figures are written must not believe that counters began anew."""
+    tally.database(DATABASE)
+    writer = os.fork()
+    if writer == 0:
+        signal.alarm(60)
+        for number in count(DATABASE.statements):
+            tally.database(replace(DATABASE, statements=number))
+    try:
+        least = min(read_tally(path).databases[0].statements for _ in range(20_000))
+    finally:
+        os.kill(writer, signal.SIGKILL)
+        os.waitpid(writer, 0)
+    assert least >= DATABASE.statements
 
 
 def test_texts_of_a_database_are_cut(tally: Tally, path: Path) -> None:
