@@ -356,7 +356,8 @@ class Session:
             CallPeerGone: The connection broke.
             CallStopped: The worker must end.
         """
-        look: Look = "word" if self._over or self._first is not NEED_DATA else self.look()
+        waits = self._over is None and self._first is NEED_DATA
+        look: Look = self.look() if waits else "word"
         while look == "silent":
             self._hub.wait(self._reader)
             look = self.look()
