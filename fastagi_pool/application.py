@@ -140,19 +140,16 @@ class Application:
         if self.journal_path is not None:
             Journal.check(self.journal_path, self.config.journal.max_size)
 
-    def open_journal(self) -> Journal | None:
-        """Open the journal; once in each process.
+    def make_journal(self) -> Journal | None:
+        """Make a way to the journal; once in each process.
 
         Returns:
-            The journal; None if no route needs one.
-
-        Raises:
-            JournalUnavailable: It cannot be used.
+            The journal, which its first use opens; None if no route needs one.
         """
         if self.journal_path is None:
             return None
         backlog = self.config.runtime_dir / BACKLOG_NAME
-        return Journal.open(self.journal_path, self.config.journal.max_size, backlog)
+        return Journal.prepare(self.journal_path, self.config.journal.max_size, backlog)
 
     def show_load(self, read_load: Callable[[], Load]) -> None:
         """Let the built-in script tell the pool's load; once in each process, before the first call."""

@@ -230,10 +230,6 @@ class Dispatcher:
         self._routes = {route.name: route for route in table.routes}
         self._limits = {route.name: _session_limits(route) for route in table.routes}
 
-    def defer_to(self, deferrals: Deferrals) -> None:
-        """Put calls off from now on whose database is away."""
-        self._deferrals = deferrals
-
     def serve(self, session: Session) -> bool | None:
         """Carry one session to its end.
 

@@ -132,6 +132,7 @@ _NOT_PERMITTED: Final = frozenset(
 
 _MOST_DATABASES: Final = 64
 _MAGIC: Final = 0x46_41_47_4A_57_41_49_54  # "FAGJWAIT"
+_WORD_MAGIC: Final = 0
 _HEADER: Final = struct.Struct("@4Q")  # magic, rows in use, bytes in use, bytes at most
 _WORD_ROWS: Final = 1
 _WORD_USED: Final = 2
@@ -240,11 +241,56 @@ class JournalFacts:
         return sum(each.quarantined for each in self.databases)
 
 
+class _Rows:
+    """The backlog as it is mapped, and which database has which row; rows are only ever added.
+
+    The thread that writes and the one that looks share it.
+    """
+
+    def __init__(self, memory: mmap.mmap | bytes) -> None:
+        self.words = memoryview(memory).cast("Q")
+        self.at: dict[str, int] = {}
+        self.seen = 0
+
+    @property
+    def are_known(self) -> bool:
+        """Whether somebody has shown figures, and every row is known here."""
+        words = self.words
+        return words[_WORD_MAGIC] == _MAGIC and words[_WORD_ROWS] == self.seen
+
+    def learn(self) -> None:
+        """Find out which database has which row."""
+        rows = self.words[_WORD_ROWS]
+        for row in range(max(1, self.seen), rows):
+            raw = _ROW.unpack_from(self.words, (1 + row) * _ROW_BYTES)[0]
+            self.at[_name(raw)] = _word_of(row)
+        self.seen = rows
+
+    def all(self) -> range:
+        """Return where the figures of each row are, in words."""
+        step = _ROW_BYTES // 8
+        return range(_FIRST_WORD, _FIRST_WORD + step * self.words[_WORD_ROWS], step)
+
+    def find(self, database: str) -> int:
+        """Return where a database's figures are, in words; a new row for a new one while there is room."""
+        at = self.at.get(database)
+        if at is not None:
+            return at
+        raw = database.encode("utf-8", "surrogateescape")
+        row = self.words[_WORD_ROWS]
+        if row > _MOST_DATABASES or len(raw) > _NAME_BYTES:
+            return _FIRST_WORD
+        _ROW.pack_into(self.words, (1 + row) * _ROW_BYTES, raw, 0, 0, 0.0)
+        self.words[_WORD_ROWS] = row + 1
+        self.learn()
+        return _word_of(row)
+
+
 class Backlog:
     """Which databases have calls waiting in the journal, for every process of the node: shared memory."""
 
     def __init__(self, path: Path, is_ours: bool = True) -> None:
-        """Use :attr:`Journal.backlog`. It shows nothing before it is attached.
+        """Use :attr:`Journal.backlog`.
 
         Args:
             path: The file, below the runtime folder.
@@ -253,11 +299,8 @@ class Backlog:
         """
         self.path = path
         self._is_ours = is_ours
-        self._memory: mmap.mmap | None = None
-        self._words = memoryview(bytes(_SIZE_BYTES)).cast("Q")
+        self._rows = _Rows(bytes(_SIZE_BYTES))
         self._identity: tuple[int, int] | None = None
-        self._rows_seen = 0
-        self._at: dict[str, int] = {}
 
     def attach(self) -> bool:
         """Map the file; make it if it is missing. Only inside a write transaction of the journal.
@@ -268,12 +311,59 @@ class Backlog:
         Raises:
             OSError: The folder is missing, not writable or full.
         """
-        if self._memory is not None and _identity_of(self.path) == self._identity:
+        return self._map(self._is_ours)
+
+    def waits(self, database: str) -> bool:
+        """Tell whether calls of a database wait in the journal. Costs a third of a microsecond.
+
+        A process that could not open the journal sees what others have shown. As long as nobody has shown
+        anything the answer is yes: a new call must not overtake those of which nobody knows.
+
+        Args:
+            database: Its name in the configuration.
+        """
+        rows = self._rows
+        if not rows.are_known:
+            with suppress(OSError):
+                self._map(make=False)
+            rows = self._rows
+            if rows.words[_WORD_MAGIC] != _MAGIC:
+                return True
+            rows.learn()
+        return rows.words[rows.at.get(database, _FIRST_WORD)] != 0
+
+    def publish(self, facts: JournalFacts) -> None:
+        """Show new figures. Only inside a write transaction of the journal, and once it is attached."""
+        others = [0, 0, 0.0]
+        rows = self._rows
+        rows.learn()
+        figures: dict[int, tuple[int, int, float]] = dict.fromkeys(rows.all(), (0, 0, 0.0))
+        for each in facts.databases:
+            at = rows.find(each.database)
+            if at == _FIRST_WORD:
+                oldest_s = min(filter(None, (others[2], each.oldest_s)), default=0.0)
+                others = [others[0] + each.waiting, others[1] + each.quarantined, oldest_s]
+            else:
+                figures[at] = (each.waiting, each.quarantined, each.oldest_s)
+        figures[_FIRST_WORD] = (int(others[0]), int(others[1]), others[2])
+        words = rows.words
+        for at, (waiting, quarantined, oldest_s) in figures.items():
+            # Each by one store: to pack them would clear them first, and whoever looks at that moment lets a
+            # call overtake those that wait.
+            words[at] = waiting
+            words[at + 1] = quarantined
+            words[at + 2] = _bits_of(oldest_s)
+        words[_WORD_USED] = facts.used_bytes
+        words[_WORD_LIMIT] = facts.limit_bytes
+        words[_WORD_MAGIC] = _MAGIC
+
+    def _map(self, make: bool) -> bool:
+        if self._identity is not None and _identity_of(self.path) == self._identity:
             return True
-        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if self._is_ours else os.O_NONBLOCK)
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if make else os.O_NONBLOCK)
         descriptor = os.open(self.path, flags, 0o644)
         try:
-            if not self._is_ours and not _is_backlog(os.pread(descriptor, _SIZE_BYTES, 0)):
+            if not make and not _is_backlog(os.pread(descriptor, _SIZE_BYTES, 0)):
                 return False
             # A full file system must fail here and not as SIGBUS when a row is written.
             os.posix_fallocate(descriptor, 0, _SIZE_BYTES)
@@ -284,72 +374,12 @@ class Backlog:
         if _HEADER.unpack_from(memory)[0] != _MAGIC:
             # In its place, and not in a new file: others may have mapped this one.
             memory[:] = bytes(_SIZE_BYTES)
-            _HEADER.pack_into(memory, 0, _MAGIC, 1, 0, 0)
-        self._at, self._rows_seen = {}, 0
-        self._memory, self._words = memory, memoryview(memory).cast("Q")
+            # The magic follows with the first figures: until then nobody may believe that no call waits.
+            _HEADER.pack_into(memory, 0, 0, 1, 0, 0)
+        # At once: another thread may be looking.
+        self._rows = _Rows(memory)
         self._identity = status.st_dev, status.st_ino
         return True
-
-    def waits(self, database: str) -> bool:
-        """Tell whether calls of a database wait in the journal. Costs a fifth of a microsecond.
-
-        Args:
-            database: Its name in the configuration.
-        """
-        words = self._words
-        if words[_WORD_ROWS] != self._rows_seen:
-            self._learn()
-        return words[self._at.get(database, _FIRST_WORD)] != 0
-
-    def publish(self, facts: JournalFacts) -> None:
-        """Show new figures. Only inside a write transaction of the journal, and once it is attached."""
-        assert self._memory is not None
-        others = [0, 0, 0.0]
-        figures: dict[int, tuple[int, int, float]] = dict.fromkeys(self._at_all(), (0, 0, 0.0))
-        for each in facts.databases:
-            at = self._row_of(each.database)
-            if at == _FIRST_WORD:
-                oldest_s = min(filter(None, (others[2], each.oldest_s)), default=0.0)
-                others = [others[0] + each.waiting, others[1] + each.quarantined, oldest_s]
-            else:
-                figures[at] = (each.waiting, each.quarantined, each.oldest_s)
-        figures[_FIRST_WORD] = (int(others[0]), int(others[1]), others[2])
-        for at, (waiting, quarantined, oldest_s) in figures.items():
-            # Each by one store: to pack them would clear them first, and whoever looks at that moment lets a
-            # call overtake those that wait.
-            self._words[at] = waiting
-            self._words[at + 1] = quarantined
-            self._words[at + 2] = _bits_of(oldest_s)
-        self._words[_WORD_USED] = facts.used_bytes
-        self._words[_WORD_LIMIT] = facts.limit_bytes
-
-    def _at_all(self) -> range:
-        self._learn()
-        step = _ROW_BYTES // 8
-        return range(_FIRST_WORD, _FIRST_WORD + step * self._rows_seen, step)
-
-    def _learn(self) -> None:
-        """Find out which database has which row; rows are only ever added."""
-        rows = self._words[_WORD_ROWS]
-        for row in range(max(1, self._rows_seen), rows):
-            raw = _ROW.unpack_from(self._words, (1 + row) * _ROW_BYTES)[0]
-            self._at[_name(raw)] = _word_of(row)
-        self._rows_seen = rows
-
-    def _row_of(self, database: str) -> int:
-        """Return where a database's figures are, in words; a new row for a new one while there is room."""
-        at = self._at.get(database)
-        if at is not None:
-            return at
-        raw = database.encode("utf-8", "surrogateescape")
-        row = self._words[_WORD_ROWS]
-        if row > _MOST_DATABASES or len(raw) > _NAME_BYTES:
-            return _FIRST_WORD
-        assert self._memory is not None
-        _ROW.pack_into(self._memory, (1 + row) * _ROW_BYTES, raw, 0, 0, 0.0)
-        self._words[_WORD_ROWS] = row + 1
-        self._learn()
-        return _word_of(row)
 
 
 _FIRST_WORD: Final = _word_of(0)
@@ -423,10 +453,23 @@ class Journal:
         Raises:
             JournalUnavailable: It is not writable, damaged, not ours, or a newer version's.
         """
-        journal = cls(path, max_bytes, backlog, boot_id or _boot_id())
-        with journal._told():
-            journal._connect()
+        journal = cls.prepare(path, max_bytes, backlog, boot_id)
+        journal.reach()
         return journal
+
+    @classmethod
+    def prepare(cls, path: Path, max_bytes: int, backlog: Path, boot_id: str = "") -> Journal:
+        """Make ready to use the journal of a pool; whatever is done with it opens it.
+
+        For who must know what waits even if it cannot be opened just now.
+
+        Args:
+            path: As in :meth:`open`, and so are the others.
+            max_bytes: What the entries may take.
+            backlog: The file of the backlog.
+            boot_id: What tells this boot from others.
+        """
+        return cls(path, max_bytes, backlog, boot_id or _boot_id())
 
     @classmethod
     def check(cls, path: Path, max_bytes: int) -> None:
@@ -466,6 +509,15 @@ class Journal:
         if self._backlog is None:
             raise JournalUnavailable(f"the journal {self.path} has no backlog: no pool has opened it here")
         return self._backlog
+
+    def reach(self) -> None:
+        """Open the file, if it is not open.
+
+        Raises:
+            JournalUnavailable: As :meth:`open`.
+        """
+        with self._told():
+            self._reach()
 
     def close(self) -> None:
         """Give back the file."""

@@ -18,7 +18,6 @@ What it gives away of calls that had not begun, any worker takes.
 from __future__ import annotations
 
 import faulthandler
-import logging
 import os
 import secrets
 import signal
@@ -165,7 +164,7 @@ class Worker:
         self._limits = (application.session_limits, application.header_limits)
         self._max_active = self._config.calls_per_worker
         self._admission = self._open_admission()
-        self._journal, self._deferrals = self._open_journal(logging.ERROR)
+        self._journal, self._deferrals = self._open_journal()
         self._reception = self._open_reception()
         self._beat_s = min(BEAT_S, self._config.watchdog / 4) or BEAT_S
         self._access = self._open_access_log()
@@ -259,26 +258,16 @@ class Worker:
         lanes: Lanes[Any] = Lanes(self._max_active, application.lanes, limits.calls_per_server)
         return Admission(lanes, self._hub, self._slot.set_queued)
 
-    def _open_journal(self, level: int) -> tuple[Journal | None, Deferrals | None]:
-        """Open the journal, if there is one; that it cannot be opened is logged at this level."""
-        try:
-            journal = self._application.open_journal()
-        except JournalUnavailable as error:
-            self._log.log(level, "calls whose database is away fail until this is mended: %s", error)
-            return None, None
+    def _open_journal(self) -> tuple[Journal | None, Deferrals | None]:
+        """Open the journal, if there is one; each call tries again what fails here."""
+        journal = self._application.make_journal()
         if journal is None:
             return None, None
+        try:
+            journal.reach()
+        except JournalUnavailable as error:
+            self._log.error("calls whose database is away fail while this lasts: %s", error)
         return journal, Deferrals(journal, journal.backlog, self._hub, self._application.marks().mark_of)
-
-    def _look_for_journal(self) -> None:
-        """Open the journal after all, if it could not be opened before: its disk was full, perhaps."""
-        if self._application.journal_path is None or self._deferrals is not None:
-            return
-        # Said once as an error; this is tried at every beat.
-        self._journal, self._deferrals = self._open_journal(logging.DEBUG)
-        if self._deferrals is not None:
-            self._log.warning("the journal can be used again")
-            self._dispatcher.defer_to(self._deferrals)
 
     def _open_quarantine(self) -> Quarantine | None:
         try:
@@ -433,7 +422,6 @@ class Worker:
             self._dispatcher.join_recordings()
         for session in self._sessions:
             session.row.show()
-        self._look_for_journal()
         files = {self._surroundings.log, self._surroundings.access, self._surroundings.slow}
         lost_lines = sum(file.lost_lines for file in files if file is not None)
         lanes = zip(self._application.lanes, self._admission.facts(), strict=True)

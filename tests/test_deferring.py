@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
@@ -393,10 +394,10 @@ def test_the_end_waits_for_what_is_under_way(journal: GatedJournal, deferrals: D
     journal.close_gate()
     caller = start(lambda: deferrals.defer(entry(1)))
     journal.wait_for_a_write()
-    closing = start(deferrals.close)
-    assert not closing.ready()
+    end = start(deferrals.close)
+    assert not end.ready()
     journal.open_gate()
-    closing.get(timeout=WAIT_S)
+    end.get(timeout=WAIT_S)
     assert caller.successful()
     assert refs(journal) == ["ref-1"]
     assert threading.active_count() <= threads
@@ -408,6 +409,26 @@ def test_after_the_end_nothing_is_taken(journal: GatedJournal, deferrals: Deferr
     with pytest.raises(JournalUnavailable, match="the worker is ending"):
         deferrals.defer(entry(1))
     deferrals.close()
+
+
+def test_a_journal_that_cannot_be_opened(tmp_path: Path) -> None:
+    """Its worker lets no call overtake those that wait, and takes none; once it can be opened, it does."""
+    file, waiting = tmp_path / "journal.db", tmp_path / "journal.waiting"
+    with closing(Journal.open(file, MEGABYTE, waiting)) as others:
+        others.append([entry(1)])
+    aside = file.rename(tmp_path / "aside")
+    file.mkdir()
+    journal = Journal.prepare(file, MEGABYTE, waiting)
+    deferrals = Deferrals(journal, journal.backlog, gevent.get_hub(), "node/{}".format)
+    assert deferrals.must_join("main")
+    assert not deferrals.must_join("other")
+    assert refusal(deferrals, entry(2))
+    file.rmdir()
+    aside.rename(file)
+    deferrals.defer(entry(3))
+    assert refs(journal) == [entry(1).ref, entry(3).ref]
+    deferrals.close()
+    journal.close()
 
 
 def test_the_mark_of_a_call(deferrals: Deferrals) -> None:

@@ -326,9 +326,40 @@ def test_more_databases_than_the_backlog_has_room_for(node: Node) -> None:
     assert journal.backlog.waits(long)
 
 
-def test_backlog_before_it_is_attached(tmp_path: Path) -> None:
-    """Nobody who asks too early is kept from his database."""
-    assert not Backlog(tmp_path / "none").waits("calls")
+def test_backlog_that_nobody_has_shown(tmp_path: Path) -> None:
+    """As long as nobody knows what waits, no call goes before it; later, others' figures count."""
+    path = tmp_path / "waiting"
+    looker, writer = Backlog(path), Backlog(path)
+    assert looker.waits("calls")
+    assert not path.exists()
+    writer.attach()
+    # Made, but it says nothing yet: also not to whom it belongs.
+    assert looker.waits("calls")
+    assert writer.waits("calls")
+    writer.publish(JournalFacts((BacklogFacts("calls", 1, 0, 1e9),)))
+    assert looker.waits("calls")
+    assert not looker.waits("other")
+    writer.publish(JournalFacts())
+    assert not looker.waits("calls")
+
+
+def test_a_journal_that_cannot_be_opened_yet(node: Node) -> None:
+    """Who could not open it sees what waits all the same, and writes as soon as it can be opened."""
+    node.open().append([call(1)])
+    node.close()
+    aside = node.path.rename(node.path.with_suffix(".aside"))
+    node.path.mkdir()
+    journal = Journal.prepare(node.path, _PLENTY_BYTES, node.backlog_path, "first")
+    for use in (journal.reach, lambda: journal.append([call(2)])):
+        with pytest.raises(JournalUnavailable):
+            use()
+    assert journal.backlog.waits("calls")
+    assert not journal.backlog.waits("other")
+    node.path.rmdir()
+    aside.rename(node.path)
+    journal.append([call(2)])
+    assert refs(list(journal.all())) == ["r1", "r2"]
+    journal.close()
 
 
 def test_backlog_of_no_pool(tmp_path: Path) -> None:

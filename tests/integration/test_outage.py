@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import sqlite3
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -113,6 +114,49 @@ def test_rows_come_in_order_and_with_their_own_times(pools: Pools, server: Maria
     rows = server.execute(f"SELECT number, UNIX_TIMESTAMP(at) FROM {name}.notes ORDER BY place")
     assert [number for number, _ in rows] == list(range(40))
     assert all(abs(int(at) - came[number]) <= 1 for number, at in rows)
+
+
+def test_a_worker_that_cannot_open_the_journal(pools: Pools, server: MariaDBServer) -> None:
+    """Its calls fail instead of overtaking those that wait, and join them once the journal can be opened."""
+    name = "notes"
+    server.execute(f"CREATE DATABASE {name}")
+    server.execute(_CREATE.format(name=name))
+    pool = pools.make(
+        settings={
+            "workers": 1,
+            "databases": {"main": {"url": server.url(name, PASSWORD)}},
+            "journal": _journal(pools.folder),
+        },
+        routes=[
+            {"script": "note", "handler": "notes:note"},
+            {"script": "look", "handler": "notes:look", "databases": ["main"]},
+        ],
+        code={"notes.py": _NOTES + "\n\ndef look(call, context):\n    pass\n"},
+    )
+    pool.start()
+    (first,) = pool.await_serving(1)
+    (replay,) = [each.pid for each in pool.processes() if each.title.startswith("fastagi-pool: replay")]
+
+    def statuses(*scripts: str) -> list[AgiStatus]:
+        return [pool.call(script).status for script in scripts]
+
+    assert statuses("note?number=1") == [AgiStatus.SUCCESS]
+    server.stop(kill=True)
+    assert statuses("note?number=2") == [AgiStatus.SUCCESS]
+    with closing(sqlite3.connect(_journal(pools.folder)["file"], isolation_level=None)) as holder:
+        os.kill(replay, signal.SIGSTOP)
+        holder.execute("BEGIN IMMEDIATE")
+        os.kill(first.pid, signal.SIGKILL)
+        pool.await_log("calls whose database is away fail while this lasts")
+        server.start()
+        pool.await_that(lambda: statuses("look") == [AgiStatus.SUCCESS], "sees its database again")
+        assert statuses("note?number=3") == [AgiStatus.FAILURE]
+        holder.execute("ROLLBACK")
+    assert statuses("note?number=4") == [AgiStatus.SUCCESS]
+    os.kill(replay, signal.SIGCONT)
+    _await_replay(pool)
+    rows = server.execute(f"SELECT number FROM {name}.notes ORDER BY place")
+    assert [number for (number,) in rows] == [1, 2, 4]
 
 
 def test_one_process_replays_and_is_kept_alive(pools: Pools) -> None:
