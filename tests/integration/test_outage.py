@@ -53,9 +53,13 @@ def note(call, context):
     with context.begin("main") as database:
         values = {"number": int(call.request.query["number"])}
         database.execute(text("INSERT INTO notes (number, at) VALUES (:number, NOW())"), values)
+
+
+def look(call, context):
+    pass
 """
 _CREATE: Final = """
-CREATE TABLE {name}.notes
+CREATE TABLE notes.notes
 (place INT AUTO_INCREMENT PRIMARY KEY, number INT NOT NULL, at DATETIME NOT NULL) ENGINE=InnoDB
 """
 
@@ -80,20 +84,27 @@ def _await_replay(pool: PoolService) -> None:
     assert _backlog(pool).quarantined == 0
 
 
-def test_rows_come_in_order_and_with_their_own_times(pools: Pools, server: MariaDBServer) -> None:
-    """Calls of an outage leave their rows once it is over: each once, in order, as of when they came."""
-    name = "notes"
-    server.execute(f"CREATE DATABASE {name}")
-    server.execute(_CREATE.format(name=name))
-    pool = pools.make(
+def _start_notes(pools: Pools, server: MariaDBServer, **settings: Any) -> PoolService:
+    """Start a pool whose calls leave notes in the database, by a route that is done later if it is away."""
+    server.execute("CREATE DATABASE notes")
+    server.execute(_CREATE)
+    return pools.start(
         settings={
-            "databases": {"main": {"url": server.url(name, PASSWORD)}},
+            "databases": {"main": {"url": server.url("notes", PASSWORD)}},
             "journal": _journal(pools.folder),
+            **settings,
         },
-        routes=[{"script": "note", "handler": "notes:note"}],
+        routes=[
+            {"script": "note", "handler": "notes:note"},
+            {"script": "look", "handler": "notes:look", "databases": ["main"]},
+        ],
         code={"notes.py": _NOTES},
     )
-    pool.start()
+
+
+def test_rows_come_in_order_and_with_their_own_times(pools: Pools, server: MariaDBServer) -> None:
+    """Calls of an outage leave their rows once it is over: each once, in order, as of when they came."""
+    pool = _start_notes(pools, server)
     came: dict[int, int] = {}
 
     def call(*numbers: int) -> None:
@@ -111,29 +122,14 @@ def test_rows_come_in_order_and_with_their_own_times(pools: Pools, server: Maria
     server.start()
     _await_replay(pool)
     call(*range(30, 40))
-    rows = server.execute(f"SELECT number, UNIX_TIMESTAMP(at) FROM {name}.notes ORDER BY place")
+    rows = server.execute("SELECT number, UNIX_TIMESTAMP(at) FROM notes.notes ORDER BY place")
     assert [number for number, _ in rows] == list(range(40))
     assert all(abs(int(at) - came[number]) <= 1 for number, at in rows)
 
 
 def test_a_worker_that_cannot_open_the_journal(pools: Pools, server: MariaDBServer) -> None:
     """Its calls fail instead of overtaking those that wait, and join them once the journal can be opened."""
-    name = "notes"
-    server.execute(f"CREATE DATABASE {name}")
-    server.execute(_CREATE.format(name=name))
-    pool = pools.make(
-        settings={
-            "workers": 1,
-            "databases": {"main": {"url": server.url(name, PASSWORD)}},
-            "journal": _journal(pools.folder),
-        },
-        routes=[
-            {"script": "note", "handler": "notes:note"},
-            {"script": "look", "handler": "notes:look", "databases": ["main"]},
-        ],
-        code={"notes.py": _NOTES + "\n\ndef look(call, context):\n    pass\n"},
-    )
-    pool.start()
+    pool = _start_notes(pools, server, workers=1)
     (first,) = pool.await_serving(1)
     (replay,) = [each.pid for each in pool.processes() if each.title.startswith("fastagi-pool: replay")]
 
@@ -155,7 +151,7 @@ def test_a_worker_that_cannot_open_the_journal(pools: Pools, server: MariaDBServ
     assert statuses("note?number=4") == [AgiStatus.SUCCESS]
     os.kill(replay, signal.SIGCONT)
     _await_replay(pool)
-    rows = server.execute(f"SELECT number FROM {name}.notes ORDER BY place")
+    rows = server.execute("SELECT number FROM notes.notes ORDER BY place")
     assert [number for (number,) in rows] == [1, 2, 4]
 
 
