@@ -10,7 +10,7 @@
  * Kinds of calls:  r  the script "record", the call's number as its argument
  *                  i  the script "ivr", the same; its commands are answered after a while
  *                  s  VICIdial's START of a leg; e  its END, some 0.3 s after the START has ended, whatever became of it
- *                  p  a probe: connects and closes
+ *                  p  a probe: connects and closes; no call, and not counted as one
  *
  * One line a call is written to FILE when it has ended:
  *     KIND NUMBER VERDICT HOW FAGI_STATUS BEGAN TOOK COMMANDS
@@ -238,7 +238,7 @@ static void on_time(struct call *c, double t) {
 }
 
 int main(int argc, char **argv) {
-    long most = 8192, total = 0, begun = 0, dropped = 0, numbers = 0;
+    long most = 8192, total = 0, begun = 0, probes = 0, dropped = 0, numbers = 0;
     double seconds = 10, rate = 100;
     const char *path = NULL;
     int o;
@@ -272,14 +272,16 @@ int main(int argc, char **argv) {
         while (more && next <= t && (!total || begun < total)) {
             next += 1 / rate;
             if (in_progress == most) { dropped++; continue; }
-            begun++;
             struct call *c = idle[most - in_progress - 1];
             if (first_end < last_end && ends[first_end % MOST_ENDS].due <= t) {
+                begun++;
                 start_call(c, 'e', ends[first_end++ % MOST_ENDS].number);
                 continue;
             }
-            unsigned kind = chance(100);
-            start_call(c, kind < 40 ? 'r' : kind < 62 ? 'i' : kind < 98 ? 's' : 'p', ++numbers);
+            unsigned chosen = chance(100);
+            char kind = chosen < 40 ? 'r' : chosen < 62 ? 'i' : chosen < 98 ? 's' : 'p';
+            if (kind == 'p') probes++; else begun++;
+            start_call(c, kind, ++numbers);
         }
         if (!more && !in_progress) break;
         int n = epoll_wait(ep, ev, 256, 2);
@@ -300,6 +302,7 @@ int main(int argc, char **argv) {
     }
     fclose(out);
     double dt = now() - t0;
-    printf("calls %ld dropped %ld seconds %.2f cpu %.2f\n", begun, dropped, dt, clock_s(CLOCK_PROCESS_CPUTIME_ID));
+    printf("calls %ld probes %ld dropped %ld seconds %.2f cpu %.2f\n", begun, probes, dropped, dt,
+        clock_s(CLOCK_PROCESS_CPUTIME_ID));
     return 0;
 }

@@ -44,12 +44,14 @@ class LoadFigures:
 
     Attributes:
         calls: How many calls began.
+        probes: How many connections were closed without a word; they are no calls.
         dropped: How many did not, because too many were in progress.
         length_s: Until the last one had ended.
         cpu_s: What the client itself took.
     """
 
     calls: int
+    probes: int
     dropped: int
     length_s: float
     cpu_s: float
@@ -81,7 +83,11 @@ class RunningLoad(Running):
         """
         found = self.stop(self._patience_s)
         figures = LoadFigures(
-            int(found["calls"]), int(found["dropped"]), float(found["seconds"]), float(found["cpu"])
+            calls=int(found["calls"]),
+            probes=int(found["probes"]),
+            dropped=int(found["dropped"]),
+            length_s=float(found["seconds"]),
+            cpu_s=float(found["cpu"]),
         )
         return figures, read_notes(self._notes)
 

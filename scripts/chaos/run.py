@@ -166,6 +166,7 @@ def _show(run: Run) -> None:
         f"{run.audit.deferred:8}  went to the journal, empty {run.drained_s:.1f} s after the last call",
         f"{run.audit.failed_but_written:8}  were told FAILURE, and their rows are there",
         f"{run.audit.hung_up_and_written:8}  hung up, and their rows are there",
+        f"{run.load.probes:8}  probes besides, which connect and close",
         f"{run.load.dropped:8}  were not placed, because too many were in progress",
         f"{run.load.cpu_s / max(run.load.length_s, 0.001):8.1%}  of a processor went to the client",
     ]
