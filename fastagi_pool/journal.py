@@ -27,7 +27,6 @@ import mmap
 import os
 import sqlite3
 import struct
-import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -142,13 +141,6 @@ _ROW: Final = struct.Struct("@64s2Qd")
 _ROW_BYTES: Final = 128
 _NAME_BYTES: Final = 64
 _SIZE_BYTES: Final = (2 + _MOST_DATABASES) * _ROW_BYTES
-#: The first row is for all databases that have none of their own.
-_OTHERS: Final = ""
-
-
-def _bits_of(number: float) -> int:
-    """Return what stands in memory for a number, as a word."""
-    return int.from_bytes(struct.pack("@d", number), sys.byteorder)
 
 
 def _word_of(row: int) -> int:
@@ -249,6 +241,7 @@ class _Rows:
 
     def __init__(self, memory: mmap.mmap | bytes) -> None:
         self.words = memoryview(memory).cast("Q")
+        self.seconds = memoryview(memory).cast("d")
         self.at: dict[str, int] = {}
         self.seen = 0
 
@@ -352,7 +345,7 @@ class Backlog:
             # call overtake those that wait.
             words[at] = waiting
             words[at + 1] = quarantined
-            words[at + 2] = _bits_of(oldest_s)
+            rows.seconds[at + 2] = oldest_s
         words[_WORD_USED] = facts.used_bytes
         words[_WORD_LIMIT] = facts.limit_bytes
         words[_WORD_MAGIC] = _MAGIC
@@ -382,6 +375,7 @@ class Backlog:
         return True
 
 
+#: The first row is for all databases that have none of their own.
 _FIRST_WORD: Final = _word_of(0)
 
 
@@ -431,7 +425,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, max_bytes: int, backlog: Path | None, boot_id: str) -> None:
-        """Use :meth:`open` or :meth:`open_existing`."""
+        """Use :meth:`open`, :meth:`prepare` or :meth:`open_existing`."""
         self.path = path
         self._max_bytes = max_bytes
         self._backlog = Backlog(backlog) if backlog is not None else None
@@ -479,8 +473,7 @@ class Journal:
             JournalUnavailable: As :meth:`open`.
         """
         journal = cls(path, max_bytes, None, _boot_id())
-        with journal._told():
-            journal._connect()
+        journal.reach()
         journal.close()
 
     @classmethod
@@ -495,8 +488,7 @@ class Journal:
             # The pool that made it came no further.
             raise FileNotFoundError(path)
         journal = cls(path, 0, None, "")
-        with journal._told():
-            journal._connect()
+        journal.reach()
         return journal
 
     @property
