@@ -480,9 +480,8 @@ class Tally:
     def _forget_gauges(self) -> None:
         """Take back what the last worker of the slot said of the moment, and its databases' troubles."""
         for (kind, _), row in self._rows.items():
-            at_bytes = row * 8 + _AT_NUMBERS
             if kind == _Kind.DATABASE:
-                numbers = _DATABASE_NUMBERS.unpack_from(self._memory, at_bytes)
+                numbers = _DATABASE_NUMBERS.unpack_from(self._memory, row * 8 + _AT_NUMBERS)
                 counters = numbers[_GAUGES : _GAUGES + _COUNTERS]
                 self._show(_DATABASE_NUMBERS, row, *[0] * _GAUGES, *counters, b"", b"", 0.0)
             elif kind == _Kind.LANE:
