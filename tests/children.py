@@ -6,11 +6,41 @@ import json
 import os
 import signal
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import count
 from typing import Any, Final
 
 #: A child that takes longer is ended by the alarm clock; the caller then sees no answer.
 _LIMIT_S: Final = 20
+
+
+@contextmanager
+def busy_child(step: Callable[[int], object]) -> Iterator[None]:
+    """Let a child do something over and over, as fast as it can, while the block runs.
+
+    Args:
+        step: What it does; its argument counts upwards from 1. It was done once before the block begins.
+    """
+    ready, told = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        signal.alarm(_LIMIT_S)
+        try:
+            for number in count(1):
+                step(number)
+                if number == 1:
+                    os.write(told, b".")
+        finally:
+            os._exit(1)
+    os.close(told)
+    try:
+        os.read(ready, 1)
+        yield
+    finally:
+        os.close(ready)
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
 
 
 def in_child(work: Callable[[], object]) -> Any:

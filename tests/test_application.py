@@ -171,6 +171,10 @@ def test_the_journal_is_opened_if_a_route_needs_it(workshop: Workshop, tmp_path:
     broken = workshop.assemble(f"{head}routes: [{{default: true, handler: 'later:once', databases: [main]}}]")
     with pytest.raises(JournalUnavailable):
         broken.check_journal()
+    journal = broken.make_journal()
+    assert journal is not None
+    with pytest.raises(JournalUnavailable):
+        journal.reach()
 
 
 def test_lanes(workshop: Workshop) -> None:

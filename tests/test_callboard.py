@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 import pytest
-from children import in_child
+from children import busy_child, in_child
 from disks import small_disk
 
 from fastagi_pool import callboard
@@ -396,25 +396,12 @@ def test_readers_never_see_two_states_in_one(path: Path) -> None:
     board = CallBoard.create(path, 3, 42, 1)
     row = board.take()
     row.accepted("10.0.0.1", 0.0)
-    ready, told = os.pipe()
-    pid = os.fork()
-    if pid == 0:
-        signal.alarm(20)
-        os.write(told, b".")
-        number = 0
-        while True:
-            number += 1
-            row.asks(b"%d" % number * 20, float(number), float(number))
-    os.read(ready, 1)
     seen: dict[int, CallFacts] = {}
-    try:
+    with busy_child(lambda number: row.asks(b"%d" % number * 20, float(number), float(number))):
         for _ in range(200_000):
             seen |= {facts.commands: facts for facts in read_calls(path, 3)}
             if len(seen) > 1000:
                 break
-    finally:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
     seen.pop(0, None)
     assert len(seen) >= 1000
     for facts in seen.values():

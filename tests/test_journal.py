@@ -9,13 +9,12 @@ import stat
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from random import Random
 from typing import Final, NoReturn
 
 import pytest
-from children import in_child
+from children import busy_child, in_child
 from disks import small_disk
 
 from fastagi_pool import journal as journal_module
@@ -268,22 +267,17 @@ def test_backlog_is_never_seen_empty_while_calls_wait(tmp_path: Path) -> None:
     written = Backlog(path)
     written.attach()
     written.publish(JournalFacts((BacklogFacts("calls", 1, 0, 1e9),)))
-    writer = os.fork()
-    if writer == 0:
-        signal.alarm(60)
-        for number in count():
-            written.publish(JournalFacts((BacklogFacts("calls", 1 + number % 7, 0, 1e9 + number),)))
+
+    def write(number: int) -> None:
+        written.publish(JournalFacts((BacklogFacts("calls", 1 + number % 7, 0, 1e9 + number),)))
 
     def look() -> int:
         read = Backlog(path)
         read.attach()
         return sum(not read.waits("calls") for _ in range(2_000_000))
 
-    try:
+    with busy_child(write):
         assert in_child(look) == 0
-    finally:
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)
 
 
 def test_backlog_after_a_reboot(node: Node) -> None:

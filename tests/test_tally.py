@@ -6,10 +6,10 @@ import os
 import signal
 import struct
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 
 import pytest
+from children import busy_child
 from disks import small_disk
 
 from fastagi_pool.logs import CallRecord
@@ -254,16 +254,12 @@ def test_what_an_older_program_leaves_of_an_outage_is_not_shown(tally: Tally, pa
 def test_no_counter_is_ever_seen_at_zero(tally: Tally, path: Path) -> None:
     """Whoever reads while figures are written must not believe that counters began anew."""
     tally.database(DATABASE)
-    writer = os.fork()
-    if writer == 0:
-        signal.alarm(60)
-        for number in count(DATABASE.statements):
-            tally.database(replace(DATABASE, statements=number))
-    try:
+
+    def write(number: int) -> None:
+        tally.database(replace(DATABASE, statements=DATABASE.statements + number))
+
+    with busy_child(write):
         least = min(read_tally(path).databases[0].statements for _ in range(20_000))
-    finally:
-        os.kill(writer, signal.SIGKILL)
-        os.waitpid(writer, 0)
     assert least >= DATABASE.statements
 
 
