@@ -161,7 +161,7 @@ def test_an_observer_that_dies_is_followed_by_another(pools: Pools) -> None:
     """Calls go on as if nothing was, and the state can be seen again soon."""
     pool = pools.start(_HTTP)
     first = observer(pool)
-    # One that is killed before it has opened the port says nothing of it, and there would be one line, not two.
+    # One that is killed before it has opened its port never says so, and there would be one line, not two.
     address(pool)
     with OpenCall(pool.address, "held") as call:
         call.command()
