@@ -22,6 +22,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
+from fastagi_pool.backlog import BACKLOG_NAME
 from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.config import Database as DatabaseConfig
 from fastagi_pool.context import Context
@@ -32,7 +33,7 @@ from fastagi_pool.errors import ConfigError, DatabaseUnavailable, OperatorError,
 from fastagi_pool.handlers.builtin import PING_SCRIPT, STATUS_SCRIPT, Load, StatusHandler, ping
 from fastagi_pool.handlers.scripts import ScriptHandler
 from fastagi_pool.handlers.upstream import UpstreamHandler
-from fastagi_pool.journal import BACKLOG_NAME, Journal
+from fastagi_pool.journal import Journal
 from fastagi_pool.laneconfig import Lane
 from fastagi_pool.lanes import LaneLimits
 from fastagi_pool.launches import MOST_LINGERING, Launches

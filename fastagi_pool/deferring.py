@@ -24,7 +24,8 @@ from fastagi_pool.journal import NewEntry
 from fastagi_pool.protocol import AgiConnection, HeaderLimits, Request
 
 if TYPE_CHECKING:
-    from fastagi_pool.journal import Backlog, Journal
+    from fastagi_pool.backlog import Backlog
+    from fastagi_pool.journal import Journal
 
 HandlerT = TypeVar("HandlerT")
 

@@ -24,9 +24,9 @@ from setproctitle import setproctitle
 
 from fastagi_pool.application import Application, assemble
 from fastagi_pool.attendants import guard_timeouts
+from fastagi_pool.backlog import BACKLOG_NAME
 from fastagi_pool.config import Config, LoadedConfig
 from fastagi_pool.errors import BootError, JournalUnavailable, OperatorError
-from fastagi_pool.journal import BACKLOG_NAME
 from fastagi_pool.listeners import Address
 from fastagi_pool.logs import LOGGER_NAME, LogFile, configure, ensure_folder, reopen_all
 from fastagi_pool.messages import Begin, Channel, Inheritance, Loaded, Refused

@@ -32,11 +32,12 @@ from typing import Final
 
 from fastagi_pool import callboard, handover, quarantine, stacks, tally
 from fastagi_pool.aftermath import Aftermath
+from fastagi_pool.backlog import BACKLOG_NAME
 from fastagi_pool.bulletin import Bulletin
 from fastagi_pool.doors import Doors
 from fastagi_pool.endings import CRASH, GO_ON, last_words
 from fastagi_pool.errors import BootError
-from fastagi_pool.journal import BACKLOG_NAME, RUNNING_NAME
+from fastagi_pool.journal import RUNNING_NAME
 from fastagi_pool.keeping import ObserverKeeper, ObserverMain, ObserverOrder
 from fastagi_pool.lifecycle import PID_FILE, drop_pid_file, hold_pid_file
 from fastagi_pool.logs import LOGGER_NAME

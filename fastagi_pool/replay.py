@@ -48,8 +48,9 @@ if TYPE_CHECKING:
     from gevent.event import Event
     from sqlalchemy import Connection
 
+    from fastagi_pool.backlog import Backlog
     from fastagi_pool.dispatch import Handler
-    from fastagi_pool.journal import Backlog, Entry, Journal
+    from fastagi_pool.journal import Entry, Journal
     from fastagi_pool.marks import Marks
     from fastagi_pool.protocol import Request
     from fastagi_pool.routes import Route

@@ -20,8 +20,8 @@ from time import time
 from typing import Any
 
 from fastagi_pool import callboard, tally
+from fastagi_pool.backlog import BACKLOG_NAME, JournalFacts, read_backlog
 from fastagi_pool.callboard import CallFacts, count_calls, oldest_calls, read_calls
-from fastagi_pool.journal import BACKLOG_NAME, JournalFacts, read_backlog
 from fastagi_pool.scoreboard import Scoreboard, SlotFacts, Supervision, WorkerState
 from fastagi_pool.tally import (
     BUCKETS_S,

@@ -14,21 +14,13 @@ from random import Random
 from typing import Final, NoReturn
 
 import pytest
-from children import busy_child, in_child
+from children import in_child
 from disks import small_disk
 
 from fastagi_pool import journal as journal_module
+from fastagi_pool.backlog import BACKLOG_NAME, BacklogFacts, read_backlog
 from fastagi_pool.errors import JournalUnavailable
-from fastagi_pool.journal import (
-    BACKLOG_NAME,
-    Backlog,
-    BacklogFacts,
-    Entry,
-    Journal,
-    JournalFacts,
-    NewEntry,
-    read_backlog,
-)
+from fastagi_pool.journal import Entry, Journal, NewEntry
 
 _PLENTY_BYTES: Final = 10 * 1024**2
 _CALL: Final = NewEntry(
@@ -261,25 +253,6 @@ def test_backlog(node: Node) -> None:
     assert node.shown() == {}
 
 
-def test_backlog_is_never_seen_empty_while_calls_wait(tmp_path: Path) -> None:
-    """Whoever looks at the very moment at which figures change sees old ones or new ones, none between."""
-    path = tmp_path / "waiting"
-    written = Backlog(path)
-    written.attach()
-    written.publish(JournalFacts((BacklogFacts("calls", 1, 0, 1e9),)))
-
-    def write(number: int) -> None:
-        written.publish(JournalFacts((BacklogFacts("calls", 1 + number % 7, 0, 1e9 + number),)))
-
-    def look() -> int:
-        read = Backlog(path)
-        read.attach()
-        return sum(not read.waits("calls") for _ in range(2_000_000))
-
-    with busy_child(write):
-        assert in_child(look) == 0
-
-
 def test_backlog_after_a_reboot(node: Node) -> None:
     """The runtime folder is empty then, or the file in it is: both are made anew from the journal."""
     node.open().append([call(1)])
@@ -320,23 +293,6 @@ def test_more_databases_than_the_backlog_has_room_for(node: Node) -> None:
     assert journal.backlog.waits(long)
 
 
-def test_backlog_that_nobody_has_shown(tmp_path: Path) -> None:
-    """As long as nobody knows what waits, no call goes before it; later, others' figures count."""
-    path = tmp_path / "waiting"
-    looker, writer = Backlog(path), Backlog(path)
-    assert looker.waits("calls")
-    assert not path.exists()
-    writer.attach()
-    # Made, but it says nothing yet: also not to whom it belongs.
-    assert looker.waits("calls")
-    assert writer.waits("calls")
-    writer.publish(JournalFacts((BacklogFacts("calls", 1, 0, 1e9),)))
-    assert looker.waits("calls")
-    assert not looker.waits("other")
-    writer.publish(JournalFacts())
-    assert not looker.waits("calls")
-
-
 def test_a_journal_that_cannot_be_opened_yet(node: Node) -> None:
     """Who could not open it sees what waits all the same, and writes as soon as it can be opened."""
     node.open().append([call(1)])
@@ -354,15 +310,6 @@ def test_a_journal_that_cannot_be_opened_yet(node: Node) -> None:
     journal.append([call(2)])
     assert refs(list(journal.all())) == ["r1", "r2"]
     journal.close()
-
-
-def test_backlog_of_no_pool(tmp_path: Path) -> None:
-    """No file means that nothing waits; another file is told from one."""
-    assert read_backlog(tmp_path / "none") == JournalFacts()
-    for content in (b"", bytes(100_000)):
-        (tmp_path / "other").write_bytes(content)
-        with pytest.raises(ValueError, match="no backlog"):
-            read_backlog(tmp_path / "other")
 
 
 def test_whoever_dies_before_the_commit(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

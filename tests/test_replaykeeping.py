@@ -18,9 +18,10 @@ import pytest
 from children import in_child
 
 from fastagi_pool.application import Application, assemble
+from fastagi_pool.backlog import BACKLOG_NAME
 from fastagi_pool.config import load_text
 from fastagi_pool.deferring import deferrable
-from fastagi_pool.journal import BACKLOG_NAME, Journal
+from fastagi_pool.journal import Journal
 from fastagi_pool.logs import LogFile, configure
 from fastagi_pool.replaykeeping import PAUSE_S, ReplayKeeper, ReplaySettings
 

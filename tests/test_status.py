@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from children import in_child
 
+from fastagi_pool.backlog import BACKLOG_NAME
 from fastagi_pool.callboard import CallBoard, CallRow
-from fastagi_pool.journal import BACKLOG_NAME, Journal, NewEntry
+from fastagi_pool.journal import Journal, NewEntry
 from fastagi_pool.logs import CallRecord
 from fastagi_pool.scoreboard import RESTART_REASONS, Scoreboard, SlotWriter, Supervision, WorkerState
 from fastagi_pool.status import read_pool_calls, read_status

@@ -24,9 +24,10 @@ from typing import Any, Final, NoReturn, TypeVar, cast
 
 import click
 
+from fastagi_pool.backlog import JournalFacts
 from fastagi_pool.display import Columns, Table, count, duration, shown
 from fastagi_pool.errors import JournalUnavailable, OperatorError
-from fastagi_pool.journal import Entry, Journal, JournalFacts
+from fastagi_pool.journal import Entry, Journal
 from fastagi_pool.source import EXIT_INPUT, Source, with_source
 
 #: An entry that was named is not there, or not in the state in which it can be changed.

@@ -13,9 +13,10 @@ import pytest
 import yaml
 from click.testing import CliRunner, Result
 
+from fastagi_pool.backlog import BACKLOG_NAME
 from fastagi_pool.commands.deferred import journal
 from fastagi_pool.errors import OperatorError
-from fastagi_pool.journal import BACKLOG_NAME, Journal, NewEntry
+from fastagi_pool.journal import Journal, NewEntry
 from fastagi_pool.source import EXIT_INPUT
 
 _LIMIT_BYTES: Final = 2 * 1024**2

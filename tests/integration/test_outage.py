@@ -23,7 +23,7 @@ from service import PoolService
 from vicidial_database import VicidialDatabase, pool_databases, pool_route
 
 from fastagi_pool.asterisk import AgiStatus
-from fastagi_pool.journal import BACKLOG_NAME, JournalFacts, read_backlog
+from fastagi_pool.backlog import BACKLOG_NAME, JournalFacts, read_backlog
 
 from .conftest import Pools
 

@@ -25,7 +25,8 @@ from mariadb import MariaDBServer
 from mariadb_forwarder import MariaDBForwarder
 from service import PoolService
 
-from fastagi_pool.journal import BACKLOG_NAME, Journal, NewEntry, read_backlog
+from fastagi_pool.backlog import BACKLOG_NAME, read_backlog
+from fastagi_pool.journal import Journal, NewEntry
 from fastagi_pool.testing import AgiStatus, play_call
 
 from .conftest import Pools, route
