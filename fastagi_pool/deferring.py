@@ -24,7 +24,6 @@ from fastagi_pool.journal import NewEntry
 from fastagi_pool.protocol import AgiConnection, HeaderLimits, Request
 
 if TYPE_CHECKING:
-    from fastagi_pool.backlog import Backlog
     from fastagi_pool.journal import Journal
 
 HandlerT = TypeVar("HandlerT")
@@ -161,8 +160,7 @@ class Deferrals:
     """A worker's way into the journal; make it after the fork.
 
     Args:
-        journal: Takes the calls. Only this object may use it: one thread does.
-        backlog: Knows for which databases calls wait.
+        journal: Takes the calls. It is this object's own: one thread uses it, and :meth:`close` closes it.
         hub: The worker's gevent hub.
         mark_of: Gives the mark of a call by its reference; see ``marks.Marks``.
 
@@ -170,12 +168,10 @@ class Deferrals:
         mark_of: As given.
     """
 
-    def __init__(
-        self, journal: Journal, backlog: Backlog, hub: gevent.hub.Hub, mark_of: Callable[[str], str]
-    ) -> None:
+    def __init__(self, journal: Journal, hub: gevent.hub.Hub, mark_of: Callable[[str], str]) -> None:
         self.mark_of = mark_of
         self._journal = journal
-        self._backlog = backlog
+        self._backlog = journal.backlog
         self._thread = ThreadPool(1, hub)
         self._rounds: Grouping[NewEntry, None] = Grouping(self._append, (JournalUnavailable,), MOST_AT_ONCE)
         self._under_way: set[AsyncResult[None]] = set()
@@ -212,10 +208,11 @@ class Deferrals:
         ticket.get()
 
     def close(self) -> None:
-        """Take no more, and wait for what is under way; the thread ends."""
+        """Take no more, and wait for what is under way; the thread ends, and the journal is closed."""
         self._closed = True
         gevent.wait(list(self._under_way))
         self._thread.kill()
+        self._journal.close()
 
     def _append(self, entries: Sequence[NewEntry]) -> list[None]:
         failure = self._thread.apply(self._write, (entries,))

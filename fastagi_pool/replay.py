@@ -48,7 +48,6 @@ if TYPE_CHECKING:
     from gevent.event import Event
     from sqlalchemy import Connection
 
-    from fastagi_pool.backlog import Backlog
     from fastagi_pool.dispatch import Handler
     from fastagi_pool.journal import Entry, Journal
     from fastagi_pool.marks import Marks
@@ -149,7 +148,6 @@ class Replayer:
 
     Args:
         journal: Where they are.
-        backlog: Tells for which databases calls wait.
         marks: Of this node.
         table: The routes.
         handlers: The handler of each route, by the route's name.
@@ -167,7 +165,6 @@ class Replayer:
     def __init__(
         self,
         journal: Journal,
-        backlog: Backlog,
         marks: Marks,
         table: RouteTable,
         handlers: Mapping[str, Handler],
@@ -179,7 +176,7 @@ class Replayer:
     ) -> None:
         self.done = self.failed = 0
         self._journal = journal
-        self._backlog = backlog
+        self._backlog = journal.backlog
         self._marks = marks
         self._routes = {route.name: route for route in table.routes}
         self._patterns = {name: RouteTable([_bare(route)]) for name, route in self._routes.items()}

@@ -187,7 +187,6 @@ class _Life:
         }
         replayer: Replayer = replays.Replayer(
             journal,
-            journal.backlog,
             marks.Marks(settings.node),
             application.table,
             application.handlers,

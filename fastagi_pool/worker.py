@@ -46,7 +46,6 @@ from fastagi_pool.dispatch import Dispatcher
 from fastagi_pool.endings import OnError
 from fastagi_pool.errors import DatabaseUnavailable, JournalUnavailable, OperatorError
 from fastagi_pool.handlers.builtin import Load
-from fastagi_pool.journal import Journal
 from fastagi_pool.lanes import Lanes
 from fastagi_pool.listeners import welcome
 from fastagi_pool.logs import SYSLOG, AccessLog, LogFile, PrintedLines, rename, reopen_all
@@ -164,7 +163,7 @@ class Worker:
         self._limits = (application.session_limits, application.header_limits)
         self._max_active = self._config.calls_per_worker
         self._admission = self._open_admission()
-        self._journal, self._deferrals = self._open_journal()
+        self._deferrals = self._open_journal()
         self._reception = self._open_reception()
         self._beat_s = min(BEAT_S, self._config.watchdog / 4) or BEAT_S
         self._access = self._open_access_log()
@@ -258,16 +257,16 @@ class Worker:
         lanes: Lanes[Any] = Lanes(self._max_active, application.lanes, limits.calls_per_server)
         return Admission(lanes, self._hub, self._slot.set_queued)
 
-    def _open_journal(self) -> tuple[Journal | None, Deferrals | None]:
+    def _open_journal(self) -> Deferrals | None:
         """Open the journal, if there is one; each call tries again what fails here."""
         journal = self._application.make_journal()
         if journal is None:
-            return None, None
+            return None
         try:
             journal.reach()
         except JournalUnavailable as error:
             self._log.error("calls whose database is away fail while this lasts: %s", error)
-        return journal, Deferrals(journal, journal.backlog, self._hub, self._application.marks().mark_of)
+        return Deferrals(journal, self._hub, self._application.marks().mark_of)
 
     def _open_quarantine(self) -> Quarantine | None:
         try:
@@ -338,8 +337,6 @@ class Worker:
                 self._log.exception("teardown failed")
         if self._deferrals is not None:
             self._deferrals.close()
-        if self._journal is not None:
-            self._journal.close()
         for database in self._databases.values():
             database.close()
         if self._launches is not None:

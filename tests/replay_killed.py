@@ -47,7 +47,6 @@ def drain(folder: Path, url: str) -> None:
     with closing(Together(DatabaseSettings("main", (url,)))) as database:
         replayer = Replayer(
             journal,
-            journal.backlog,
             Marks("node"),
             RouteTable([route]),
             {"note": note},

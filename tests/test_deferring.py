@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -225,7 +226,7 @@ def journal(tmp_path: Path) -> Iterator[GatedJournal]:
 @pytest.fixture
 def deferrals(journal: GatedJournal) -> Iterator[Deferrals]:
     """A worker's way into it."""
-    deferrals = Deferrals(journal, journal.backlog, gevent.get_hub(), "node/{}".format)
+    deferrals = Deferrals(journal, gevent.get_hub(), "node/{}".format)
     yield deferrals
     journal.open_gate()
     deferrals.close()
@@ -242,6 +243,11 @@ def start(work: Callable[[], object]) -> gevent.Greenlet:
     caller.start()
     gevent.sleep(0)
     return caller
+
+
+def open_files() -> set[str]:
+    """Name the files that this process has open."""
+    return {os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()}
 
 
 def refusal(deferrals: Deferrals, new: NewEntry) -> str:
@@ -411,6 +417,14 @@ def test_after_the_end_nothing_is_taken(journal: GatedJournal, deferrals: Deferr
     deferrals.close()
 
 
+def test_the_end_gives_the_journal_back(journal: GatedJournal, deferrals: Deferrals) -> None:
+    """A worker that has ended its work has no file of the journal open."""
+    deferrals.defer(entry(1))
+    assert str(journal.path) in open_files()
+    deferrals.close()
+    assert str(journal.path) not in open_files()
+
+
 def test_a_journal_that_cannot_be_opened(tmp_path: Path) -> None:
     """Its worker lets no call overtake those that wait, and takes none; once it can be opened, it does."""
     file, waiting = tmp_path / "journal.db", tmp_path / "journal.waiting"
@@ -419,7 +433,7 @@ def test_a_journal_that_cannot_be_opened(tmp_path: Path) -> None:
     aside = file.rename(tmp_path / "aside")
     file.mkdir()
     journal = Journal.prepare(file, MEGABYTE, waiting)
-    deferrals = Deferrals(journal, journal.backlog, gevent.get_hub(), "node/{}".format)
+    deferrals = Deferrals(journal, gevent.get_hub(), "node/{}".format)
     assert deferrals.must_join("main")
     assert not deferrals.must_join("other")
     assert refusal(deferrals, entry(2))
@@ -428,7 +442,6 @@ def test_a_journal_that_cannot_be_opened(tmp_path: Path) -> None:
     deferrals.defer(entry(3))
     assert refs(journal) == [entry(1).ref, entry(3).ref]
     deferrals.close()
-    journal.close()
 
 
 def test_the_mark_of_a_call(deferrals: Deferrals) -> None:

@@ -1043,7 +1043,7 @@ class Later:
 
     def __init__(self, folder: Path, journal: Journal, database: Database, **route: Any) -> None:
         self.journal = journal
-        self.deferrals = Deferrals(journal, journal.backlog, gevent.get_hub(), "node/{}".format)
+        self.deferrals = Deferrals(journal, gevent.get_hub(), "node/{}".format)
         self.house = House(
             folder / "access.log",
             {"main": database},

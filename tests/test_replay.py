@@ -119,7 +119,6 @@ class Playground:
         handlers = {route.name: self.note for route in table.routes}
         return Replayer(
             self.journal,
-            self.journal.backlog,
             Marks("node"),
             table,
             handlers,
