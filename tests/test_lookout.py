@@ -322,6 +322,15 @@ def await_file(path: Path) -> None:
         select.poll().poll(5)
 
 
+def await_busy(folder: Path) -> None:
+    """Wait until a child's slow log tells of a busy handler: it may have told of something else before."""
+    limit_s = monotonic() + LIMIT_S
+    await_file(folder / "slow")
+    while "in busy_until\n" not in (folder / "slow").read_text():
+        assert monotonic() < limit_s, "not blocked by the handler"
+        select.poll().poll(5)
+
+
 def test_stacks_of_a_blocked_worker(tmp_path: Path) -> None:
     """A worker that is blocked in Python code still says what all its greenlets are doing."""
     answered = tmp_path / "answered"
@@ -335,7 +344,7 @@ def test_stacks_of_a_blocked_worker(tmp_path: Path) -> None:
         return watched.seen()
 
     with living(live) as child:
-        await_file(tmp_path / "slow")
+        await_busy(tmp_path)
         answer = ask_stacks(tmp_path / "stacks" / "3", LIMIT_S)
         mode = (tmp_path / "stacks" / "3").stat().st_mode
         answered.touch()
@@ -449,7 +458,7 @@ def test_calls_that_cannot_be_described(tmp_path: Path) -> None:
         return {"slow": watched.slow, "logged": sorted(watched.logged)}
 
     with living(live) as child:
-        await_file(tmp_path / "slow")
+        await_busy(tmp_path)
         answer = ask_stacks(tmp_path / "stacks" / "3", LIMIT_S)
         answered.touch()
     seen = child.result()
