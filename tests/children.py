@@ -53,7 +53,7 @@ def in_child(work: Callable[[], object]) -> Any:
     reading, writing = os.pipe()
     pid = os.fork()
     if pid == 0:
-        # What ten thousand tests have left behind is not to be searched, and copied, by the child's collector:
+        # What ten thousand tests have left is not to be searched, and so copied, by the child's collector:
         # that takes a second, at a moment that nobody chose.
         gc.freeze()
         signal.alarm(_LIMIT_S)
