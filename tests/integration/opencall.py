@@ -7,6 +7,7 @@ default. So a call can be held for as long as a test wants, and nobody sleeps.
 from __future__ import annotations
 
 import socket
+import time
 from contextlib import ExitStack, suppress
 from types import TracebackType
 from typing import Final, Self
@@ -121,7 +122,9 @@ def hold_in(address: str, pid: int, calls: ExitStack, script: str = "held") -> O
     Raises:
         LookupError: Not one of 50 calls went there.
     """
-    for _ in range(50):
+    for tries in range(50):
+        # A worker that stands still takes none: the more calls went astray, the longer it gets.
+        time.sleep(tries * 0.01)
         call = calls.enter_context(OpenCall(address, script))
         if worker_of(call.command()) == pid:
             return call

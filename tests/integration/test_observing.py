@@ -6,6 +6,7 @@ import http.client
 import json
 import os
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,11 +41,16 @@ def get(pool: PoolService, path: str) -> tuple[int, bytes]:
         connection.close()
 
 
-def told(pool: PoolService, **request: Any) -> list[dict[str, Any]]:
-    """Ask the pool at its control socket."""
+def answers_to(pool: PoolService, **request: Any) -> Iterator[dict[str, Any]]:
+    """Ask the pool at its control socket, and return the answers as they come."""
     socket = Path(pool.config["runtime_dir"]) / "control"
     pool.await_that(socket.exists, "serves its control socket")
-    return list(ask(socket, request, _LIMIT_S))
+    return ask(socket, request, _LIMIT_S)
+
+
+def told(pool: PoolService, **request: Any) -> list[dict[str, Any]]:
+    """Ask the pool at its control socket, and return all answers."""
+    return list(answers_to(pool, **request))
 
 
 def observer(pool: PoolService) -> int:
@@ -73,7 +79,8 @@ def test_a_call_in_progress_is_shown(pools: Pools) -> None:
         pool.await_that(seen, "shows the call in Asterisk")
         assert (found[0]["route"], found[0]["state"]) == ("held", "in Asterisk")
         assert found[0]["command"] == call.said[0]
-        assert json.loads(get(pool, "/status.json")[1])["active"] == 1
+        # What is shown may be a quarter of a second old.
+        pool.await_that(lambda: json.loads(get(pool, "/status.json")[1])["active"] == 1, "counts the call")
         assert told(pool, verb="calls")[0]["calls"][0]["ref"] == found[0]["ref"]
 
 
@@ -92,10 +99,11 @@ def test_what_has_happened_is_counted(pools: Pools) -> None:
             for sample in family.samples
         }
 
-    pool.await_that(lambda: figures().get("fastagi_calls_total|error|raising") == 1, "counts all calls")
+    # Each worker counts its calls for itself, when they are over for the caller.
+    expected = {"fastagi_calls_total|error|raising": 1, "fastagi_calls_total|ok|hello": 3}
+    expected["fastagi_call_duration_seconds_count|hello"] = 3
+    pool.await_that(lambda: expected.items() <= figures().items(), "counts all calls")
     found = figures()
-    assert found["fastagi_calls_total|ok|hello"] == 3
-    assert found["fastagi_call_duration_seconds_count|hello"] == 3
     assert found["fastagi_up"] == 1
     assert found["fastagi_workers|ready"] == found["fastagi_workers_wanted"] == 2
     assert found["fastagi_places"] > 0
@@ -114,9 +122,10 @@ def test_a_stuck_worker_does_not_keep_the_control_socket_from_answering(pools: P
     """While a handler blocks the only worker, the pool answers, and tells where it hangs."""
     pool = pools.start({**_HTTP, "workers": 1})
     with OpenCall(pool.address, "spinning") as call:
-        call.send(b"")
-        pool.await_that(lambda: pool.serving()[0].active == 1, "has the call")
-        assert told(pool, verb="status")[0]["status"]["active"] == 1
+        call.command()
+        call.reply()
+        # What is told may be a quarter of a second old.
+        pool.await_that(lambda: told(pool, verb="status")[0]["status"]["active"] == 1, "has the call")
         stacks, last = told(pool, verb="dump")
         assert last == {"ok": True, "more": False}
         assert "spinning" in stacks["stacks"]
@@ -128,7 +137,12 @@ def test_a_reload_that_is_followed(pools: Pools) -> None:
     pool = pools.start(_HTTP)
     with OpenCall(pool.address, "held") as call:
         call.command()
-        answers = told(pool, verb="reload", wait=True)
+        # Or it might have loaded before anybody looks how far it is.
+        pool.signal(signal.SIGSTOP)
+        following = answers_to(pool, verb="reload", wait=True)
+        answers = [next(following)]
+        pool.signal(signal.SIGCONT)
+        answers += following
     assert answers[-1]["ok"]
     assert answers[-1]["text"].startswith("generation 2 serves with")
     assert "1 call left in 1 worker of older generations" in answers[-1]["text"]
@@ -143,7 +157,10 @@ def test_a_reload_that_is_refused(pools: Pools) -> None:
     assert not answers[-1]["ok"]
     assert "pool.yaml" in answers[-1]["error"]
     assert "workers" in answers[-1]["error"]
-    assert json.loads(get(pool, "/status.json")[1])["reload"]["refused"] == 1
+    # What is shown may be a quarter of a second old.
+    pool.await_that(
+        lambda: json.loads(get(pool, "/status.json")[1])["reload"]["refused"] == 1, "counts the refusal"
+    )
 
 
 def test_a_stop_that_is_followed(pools: Pools) -> None:

@@ -128,12 +128,12 @@ def test_the_time_in_the_queue_is_no_time_for_the_environment(pools: Pools, call
     pool = started(
         pools,
         1,
-        lanes={"default": {"max_wait": "10m"}, "hangup": {"max_active": 1, "max_wait": "1s"}},
-        limits={"header_timeout": "200ms"},
+        lanes={"default": {"max_wait": "10m"}, "hangup": {"max_active": 1, "max_wait": "3s"}},
+        limits={"header_timeout": "2s"},
     )
     [held] = hold(pool, calls)
     waiting = queue(pool, calls, 1)
-    # Waits for five times as long as the environment may take, and is refused then.
+    # Waits for longer than the environment may take, and is refused then.
     assert pool.call("record").variables["FAGI_STATUS"] == "OVERLOAD"
     assert held.release() is AgiStatus.SUCCESS
     assert waiting.command().startswith("NOOP")
@@ -212,6 +212,8 @@ def test_too_many_silent_connections(pools: Pools, calls: ExitStack) -> None:
 def test_probes_leave_no_trace(pools: Pools, calls: ExitStack) -> None:
     """Who connects and closes without a word is no call: no line of any log tells of it."""
     pool = started(pools, 10)
+    # The last line of a start.
+    pool.await_log("serves$")
     before = pool.logged()
     for line in silent(pool, calls, 200):
         line.close()
