@@ -318,5 +318,5 @@ def test_print(pool: PoolService, telephone: Telephone) -> None:
 
 def test_nothing_is_left(asterisk: AsteriskServer, logged_before: int) -> None:
     """After all these endings Asterisk holds no channel, and has logged no error."""
-    assert "0 active channels" in asterisk.cli("core show channels")
+    asterisk.await_no_channels()
     assert " ERROR[" not in asterisk.logged()[logged_before:]

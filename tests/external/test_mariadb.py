@@ -35,6 +35,8 @@ pytestmark = pytest.mark.mariadb
 
 #: Bounds how long a test waits for what happens within milliseconds unless it is broken.
 PATIENCE_S: Final = 20.0
+#: A time-out that a test waits for; by the same one it has good answers before and afterwards.
+SHORT_S: Final = 2.0
 #: After a restart of the server everybody has to be served again within this time.
 RECOVERY_S: Final = 5.0
 
@@ -85,8 +87,7 @@ def test_a_thousand_kills_leave_every_connection_sound(mariadb_url: str, run_sce
     assert facts["complaints_of_destructors"] == []
     assert facts["answered"] > 100
     assert sum(facts["killed"].values()) > 500
-    steps = {"answer", "fetch", "packet", "commit", "rollback", "connect", "waiting for a place"}
-    assert steps <= set(facts["killed"])
+    assert facts["spared"] == []
 
 
 def test_a_time_out_that_is_an_exception_leaves_no_half_statement(
@@ -207,7 +208,7 @@ def test_a_frozen_server_is_found_by_the_ping(
     mariadb: MariaDBServer, mariadb_url: str, clock: ManualClock
 ) -> None:
     """A server that answers nothing any more costs connect time-outs, not the time-out of statements."""
-    with opened(mariadb_url, clock=clock, connect_timeout_s=0.2, read_timeout_s=600.0) as database:
+    with opened(mariadb_url, clock=clock, connect_timeout_s=SHORT_S, read_timeout_s=600.0) as database:
         database.open()
         clock.now_s += 31.0
         mariadb.pause()
@@ -222,7 +223,7 @@ def test_a_frozen_server_is_found_by_the_ping(
 
 def test_a_slow_statement_is_cut_off(mariadb_url: str) -> None:
     """The read time-out ends a statement with SQLAlchemy's error; the next call gets a good connection."""
-    with opened(mariadb_url, read_timeout_s=0.1) as database:
+    with opened(mariadb_url, read_timeout_s=SHORT_S) as database:
         with database.lease().connect() as connection, pytest.raises(exc.OperationalError, match="timed out"):
             connection.execute(SLEEP)
         assert who_answers(database) > 0
@@ -278,6 +279,8 @@ def test_open_connects_the_whole_pool(mariadb: MariaDBServer, mariadb_url: str) 
             database.open(warm)
             seen = mariadb.execute(f"SELECT COUNT(*) FROM information_schema.processlist WHERE db = '{name}'")
             assert seen == [(expected,)]
+        # The server may still have them for a moment after they were closed.
+        await_row(mariadb, f"SELECT COUNT(*) = 0 FROM information_schema.processlist WHERE db = '{name}'")
 
 
 @pytest.mark.parametrize(
@@ -563,7 +566,7 @@ def test_a_connection_killed_from_outside_leaves_a_doubt(packets: Database, mari
 
 def test_a_slow_packet_is_cut_off(mariadb_url: str) -> None:
     """An answer that does not come in time costs the connection, and leaves a doubt."""
-    with opened(mariadb_url, pool_size=1, multi_statements=True, read_timeout_s=0.1) as database:
+    with opened(mariadb_url, pool_size=1, multi_statements=True, read_timeout_s=SHORT_S) as database:
         before = who_answers(database)
         with pytest.raises(TryAgain, match="timed out") as caught:
             asked(database, "SELECT SLEEP(60)")

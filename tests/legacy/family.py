@@ -13,11 +13,19 @@ def launchers(pool: PoolService, generation: int = 0) -> list[Process]:
     return [process for process in pool.processes() if wanted in process.title]
 
 
-def launcher_of(pool: PoolService) -> Process:
-    """Return the only launcher, once there is one."""
-    pool.await_that(lambda: len(launchers(pool)) == 1, "has one launcher")
-    (launcher,) = launchers(pool)
-    return launcher
+def launcher_of(pool: PoolService, generation: int = 0) -> Process:
+    """Return the only launcher of all, or of one generation, once there is one.
+
+    Whoever it has just forked has its title too, until it executes its program.
+    """
+    found: list[Process] = []
+
+    def is_alone() -> bool:
+        found[:] = launchers(pool, generation)
+        return len(found) == 1
+
+    pool.await_that(is_alone, "has one launcher")
+    return found[0]
 
 
 def zygotes(pool: PoolService, file: str) -> list[Process]:

@@ -160,7 +160,8 @@ def test_script_that_does_not_mind_a_hangup(pool: PoolService, tmp_path: Path) -
         assert call.pid in pids(left)
         call.send(b"HANGUP\n200 result=-1\n")
         await_gone(pool, pids(left))
-    assert running(pool, "sleep 1000") == []
+    # It has begun another one meanwhile. Who is killed dies when it is its turn on a processor.
+    pool.await_that(lambda: not running(pool, "sleep 1000"), "has killed all that it began")
 
 
 # --- warm scripts
@@ -207,7 +208,7 @@ def test_worker_with_a_stubborn_script_is_killed(pool: PoolService, tmp_path: Pa
         os.kill(_worker_of(pool), signal.SIGKILL)
         await_gone(pool, [call.pid])
     pool.await_serving(2)
-    assert running(pool, "sleep 1000") == []
+    pool.await_that(lambda: not running(pool, "sleep 1000"), "has killed all that it began")
     assert orphans(pool) == []
 
 
@@ -268,7 +269,7 @@ def test_stop_leaves_nothing(pool: PoolService, tmp_path: Path) -> None:
 def test_reload_brings_a_new_launcher(pool: PoolService, tmp_path: Path) -> None:
     """A call in progress keeps its generation's launcher, which ends with it; new calls have their own."""
     with _Held(pool, "precompiled_perl", tmp_path / "note") as call:
-        (old,) = launchers(pool, generation=1)
+        old = launcher_of(pool, generation=1)
         pool.reload()
         pool.await_that(lambda: launchers(pool, generation=2), "has a second launcher")
         pool.await_that(lambda: any(each.generation == 2 for each in pool.serving()), "serves anew")
@@ -276,7 +277,8 @@ def test_reload_brings_a_new_launcher(pool: PoolService, tmp_path: Path) -> None
         assert old.pid in pids(launchers(pool))
         assert call.release() is AgiStatus.SUCCESS
     await_gone(pool, [old.pid])
-    assert len(launchers(pool)) == 1
+    launcher_of(pool, generation=2)
+    assert launchers(pool, generation=1) == []
     assert orphans(pool) == []
 
 

@@ -34,7 +34,8 @@ SCRIPTS: Final = {
     "sys.excepthook = hook\n1 / 0",
     "traceback of a thread": "import threading\nt = threading.Thread(target=lambda: print('t'))\nt.start()",
     "at exit": "import atexit\natexit.register(print, 'bye')\nprint('a')\n1 / 0",
-    "thread outlives main": "import threading, time\ndef f():\n    time.sleep(0.1)\n    print('late')\n"
+    "thread outlives main": "import threading\nmain = threading.main_thread()\n"
+    "def f():\n    main.join()\n    print('late')\n"
     "threading.Thread(target=f).start()\nprint('main ends')",
     "killed": "import os\nos.kill(os.getpid(), 15)",
     "signals": "import signal\nfor n in sorted(signal.valid_signals()): print(n, signal.getsignal(n))",
@@ -60,8 +61,9 @@ SCRIPTS: Final = {
     "multiprocessing": "import multiprocessing\ndef f(x): return x * 2\nif __name__ == '__main__':\n"
     "    with multiprocessing.get_context('spawn').Pool(1) as pool: print(pool.map(f, [1, 2]))",
     "descriptors": "import os\nprint(sorted(os.listdir('/proc/self/fd')))",
-    "alarm": "import signal\nsignal.signal(14, lambda *_: print('ring'))\n"
-    "signal.setitimer(0, 0.01)\nsignal.pause()",
+    # No pause(): a signal that comes just before it would be missed, and it would wait for ever.
+    "alarm": "import signal, time\nrung = []\nsignal.signal(14, lambda *_: rung.append('ring'))\n"
+    "signal.setitimer(0, 0.01)\nwhile not rung: time.sleep(0.01)\nprint(*rung)",
     "path prepared first": "import sys\nsys.path.insert(0, sys.path[0] + '/other')\n"
     "import local\nprint(local.name)",
     "foreseen failure": "try:\n    import nosuch\nexcept ImportError:\n    nosuch = None\n"

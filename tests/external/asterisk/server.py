@@ -27,6 +27,7 @@ _CONF: Final = Path(__file__).with_name("conf")
 _DIALPLANS: Final = Path(__file__).resolve().parents[3] / "conf"
 _BOOT_TIMEOUT_S: Final = 20.0
 _CLI_TIMEOUT_S: Final = 20.0
+_CHANNELS_TIMEOUT_S: Final = 10.0
 #: Parts of the core that complain when they find no file at all.
 _EMPTY_CONF: Final = ("ccss", "cel", "features", "acl", "udptl", "stasis", "codecs", "dnsmgr", "http")
 _SPOKEN: Final = ("digits", "letters", "phonetic")
@@ -139,6 +140,18 @@ class AsteriskServer:
         if done.returncode:
             raise AsteriskFailed(f"{command}: {done.stdout}{done.stderr}")
         return done.stdout
+
+    def await_no_channels(self) -> None:
+        """Wait until it holds no channel: a call's end is told before its channels are taken down.
+
+        Raises:
+            AsteriskFailed: It still holds one after 10 s.
+        """
+        deadline = time.monotonic() + _CHANNELS_TIMEOUT_S
+        while "0 active channels" not in (shown := self.cli("core show channels")):
+            if time.monotonic() > deadline:
+                raise AsteriskFailed(f"Asterisk has forgotten channels:\n{shown}")
+            time.sleep(0.02)
 
     def logged(self) -> str:
         """Return what it printed and logged."""
