@@ -18,12 +18,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
+from fastagi_pool.control import SOCKET_NAME
 from fastagi_pool.scoreboard import SlotFacts, WorkerState
 from fastagi_pool.status import read_status
 from fastagi_pool.testing import CallResult, play_call
@@ -35,6 +37,7 @@ _REFUSAL_TIMEOUT_S: Final = 10.0
 #: Some fifty times what a step takes on a machine with nothing else to do.
 _STEP_TIMEOUT_S: Final = 15.0
 _LOOK_S: Final = 0.01
+_GREETING: Final = "listening on "
 
 
 class PoolFailed(Exception):
@@ -106,6 +109,8 @@ class PoolService:
         }
         self._process: subprocess.Popen[bytes] | None = None
         self._session = 0
+        #: How often pools that ran here before have said where they listen.
+        self._greeted_before = 0
         self.configure(**(settings or {}))
 
     # --- what the operator does
@@ -125,6 +130,7 @@ class PoolService:
         """
         options = arguments or ("-c", str(self.config_path))
         with self.output_path.open("wb") as output:
+            self._greeted_before = self.logged().count(_GREETING)
             self._process = subprocess.Popen(
                 ("setpriv", "--pdeathsig", "TERM", *wrapper, *COMMAND, "run", *options),
                 stdin=subprocess.DEVNULL,
@@ -145,7 +151,7 @@ class PoolService:
         self.launch(*wrapper, **environment)
         try:
             self.await_that(self._is_ready, "is ready", _READY_TIMEOUT_S)
-            self.address = self.await_log(r"listening on ([^\s,]+)")[-1][1]
+            self.address = self.await_log(rf"{_GREETING}([^\s,]+)")[-1][1]
         except PoolFailed:
             self.kill()
             raise
@@ -249,6 +255,14 @@ class PoolService:
         self.await_that(serve, f"has {workers} workers of generation {generation or 'any'}")
         return found
 
+    def await_observer(self) -> None:
+        """Wait until a first run's observer listens: it comes last, and :meth:`start` does not wait for it.
+
+        Raises:
+            PoolFailed: It does not within 15 s.
+        """
+        self.await_that((Path(self.config["runtime_dir"]) / SOCKET_NAME).exists, "has an observer")
+
     def processes(self) -> list[Process]:
         """Return all its processes: zombies too, unless init has yet to bury them."""
         found = (_process(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
@@ -323,7 +337,9 @@ class PoolService:
     def _is_ready(self) -> bool:
         wanted = self.config["workers"]
         enough = wanted if isinstance(wanted, int) else 1
-        return len(self.serving()) >= enough and "listening on " in self.logged()
+        # Workers serve some moments before their master says so: what stands there may be an earlier one's.
+        greeted = self.logged().count(_GREETING) > self._greeted_before
+        return greeted and len(self.serving()) >= enough
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is None:
@@ -342,6 +358,15 @@ class PoolService:
 def pids(processes: Iterable[Process | SlotFacts]) -> set[int]:
     """Return the process ids."""
     return {each.pid for each in processes}
+
+
+def open_files(pid: int) -> list[str]:
+    """Return what a process has open, but for what it closes while we look. Source: proc(5)."""
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(FileNotFoundError):
+            found.append(str(entry.readlink()))
+    return found
 
 
 def _process(pid: int) -> tuple[int, Process] | None:

@@ -233,7 +233,7 @@ def test_log_moves(pools: Pools) -> None:
 
 def test_queue_survives_a_reload(pools: Pools) -> None:
     """Callers who wait because all workers are full are served by the next generation."""
-    pool = start(pools, workers=1, calls_per_worker=1)
+    pool = start(pools, workers=1, calls_per_worker=1, max_wait="60s")
     with ExitStack() as stack:
         held, _ = hold(pool.address)
         stack.enter_context(held)
@@ -247,7 +247,7 @@ def test_queue_survives_a_reload(pools: Pools) -> None:
 
 def test_address_is_kept_while_it_is_reloaded(pools: Pools) -> None:
     """The listening socket is the same before and after: a connection in its queue is not lost."""
-    pool = start(pools)
+    pool = start(pools, limits={"header_timeout": "60s"})
     with connect(pool.address) as probe:
         pool.reload()
         pool.await_serving(2, generation=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
 import sys
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from service import PoolService
+from service import PoolService, open_files
 
 from fastagi_pool.testing import AgiStatus
 from fastagi_pool.version import VERSION
@@ -186,5 +185,4 @@ def copies(pool: PoolService) -> int:
     port = f":{int(pool.address.rpartition(':')[2]):04X}"
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     (inode,) = [row[9] for row in rows if row[1].endswith(port) and row[3] == "0A"]
-    links = [str(entry.readlink()) for entry in Path(f"/proc/{pool.pid}/fd").iterdir()]
-    return sum(re.fullmatch(rf"socket:\[{inode}\]", link) is not None for link in links)
+    return open_files(pool.pid).count(f"socket:[{inode}]")
