@@ -18,6 +18,7 @@ from typing import Any, Final, NoReturn
 import pytest
 from debian import ProgramMissingError, provide_program
 from gevent import monkey
+from hypothesis import settings
 from mariadb import PASSWORD, MariaDBMissingError, MariaDBServer, find_mariadb
 
 MARKERS: Final = {
@@ -36,6 +37,10 @@ _NO_MARIADB: Final = "no MariaDB"
 #: How the reasons of skips begin that name a missing service.
 _NO_SERVICE: Final = (_NO_MARIADB, "no Asterisk", "no languages", "no Debian", "no Chromium", "no promtool")
 _database_numbers = itertools.count(1)
+
+# A machine that stands still for a moment breaks the deadline of any example, and the limit for making it.
+settings.register_profile("unhurried", deadline=None)
+settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:

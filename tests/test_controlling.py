@@ -192,16 +192,16 @@ def test_a_client_that_says_nothing(
     pool: FakePool, server: ControlServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Who does not finish a line in time is let go of, and others are served."""
-    monkeypatch.setattr(controlling, "CLIENT_TIMEOUT_S", 0.05)
-
-    def dawdle() -> bytes:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
-            connection.settimeout(_LIMIT_S)
-            connection.connect(str(pool.runtime_dir / "control"))
-            connection.sendall(b'{"verb":')
-            return connection.recv(100)
-
-    assert in_thread(dawdle) == b""
+    with (
+        monkeypatch.context() as impatient,
+        socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection,
+    ):
+        impatient.setattr(controlling, "CLIENT_TIMEOUT_S", 0.05)
+        connection.settimeout(_LIMIT_S)
+        # Said before the server has a turn: later its time might be over.
+        connection.connect(str(pool.runtime_dir / "control"))
+        connection.sendall(b'{"verb":')
+        assert in_thread(lambda: connection.recv(100)) == b""
     assert only(pool, verb="workers")["ok"]
 
 

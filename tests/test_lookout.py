@@ -235,25 +235,24 @@ def test_sleeping_handler(tmp_path: Path) -> None:
 
 def test_held_lock(tmp_path: Path) -> None:
     """Foreign code that holds Python's lock lets nobody answer, and is written down as soon as it lets go."""
-    reading, writing = os.pipe()
+    held, let_go = tmp_path / "held", tmp_path / "let_go"
+    os.mkfifo(let_go)
 
     def live() -> object:
-        os.close(writing)
         watched = Watched(tmp_path)
 
         def hold_the_lock() -> None:
-            (tmp_path / "held").touch()
-            ctypes.PyDLL(None).read(reading, ctypes.create_string_buffer(1), 1)
+            # All in one: whoever sees the file finds the lock held.
+            ctypes.PyDLL(None).system(f"touch {held}; cat {let_go}".encode())
 
         watched.call("c1", hold_the_lock)
         return watched.seen()
 
     with living(live) as child:
-        await_file(tmp_path / "held")
+        await_file(held)
         with pytest.raises(TimeoutError):
             ask_stacks(tmp_path / "stacks" / "3", 3 * BLOCKED_S)
-        os.close(writing)
-    os.close(reading)
+        let_go.write_bytes(b"")
     assert_blamed(child.result(), "test_held_lock.<locals>.live.<locals>.hold_the_lock")
 
 

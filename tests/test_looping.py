@@ -7,6 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 
@@ -79,14 +80,16 @@ def test_who_was_forgotten_in_the_same_turn(loop: Loop) -> None:
 def test_alarms_come_in_the_order_of_time(loop: Loop) -> None:
     """Alarms ring in the order of their moments, those of one moment in the order of their making."""
     now_s = time.monotonic()
-    rung: list[str] = []
-    for name, when_s in (("c", now_s + 0.02), ("a", now_s - 1), ("b", now_s - 1)):
-        loop.at(when_s, lambda name=name: rung.append(name))  # type: ignore[misc]
+    late_s = now_s + 0.02
+    rung: list[tuple[str, float]] = []
+    for name, when_s in (("c", late_s), ("a", now_s - 1), ("b", now_s - 1)):
+        loop.at(when_s, lambda name=name: rung.append((name, time.monotonic())))  # type: ignore[misc]
     loop.turn(0)
-    assert rung == ["a", "b"]
+    assert [name for name, _ in rung[:2]] == ["a", "b"]
     while len(rung) < 3:
         loop.turn(1000)
-    assert rung == ["a", "b", "c"]
+    assert [name for name, _ in rung] == ["a", "b", "c"]
+    assert rung[-1][1] >= late_s
 
 
 def test_a_failure_is_logged_and_ends_nothing(
@@ -104,11 +107,10 @@ def test_a_failure_is_logged_and_ends_nothing(
     os.write(writing, b"x")
     for _ in range(100):
         loop.turn(0)
-    assert len(tries) == 1
     assert "a bug" in caplog.text
     while len(tries) < 2:
         loop.turn(1000)
-    assert tries[1] - tries[0] >= REST_S
+    assert all(later - earlier >= REST_S for earlier, later in pairwise(tries))
 
 
 def test_who_is_forgotten_while_it_rests(loop: Loop, caplog: pytest.LogCaptureFixture) -> None:

@@ -228,13 +228,21 @@ def test_no_http(observe: Callable[..., Observing]) -> None:
     assert "showing" not in observing.log
 
 
+def serves(observing: Observing) -> bool:
+    """Whether it answers; where it gives little time for that, a busy machine may need more than one try."""
+    try:
+        return observing.get("/healthz")[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
+
+
 def test_a_client_that_does_not_finish_asking(observe: Callable[..., Observing]) -> None:
     """Its connection is closed in time, though it is the only one that there may be; others are served."""
     observing = observe(REQUEST_TIMEOUT_S=0.1, MOST_CONNECTIONS=1)
     with socket.create_connection(observing.address, timeout=_LIMIT_S) as slow:
         slow.sendall(b"GET /metrics HTTP/1.1\r\nHost: 127")
         assert slow.recv(100) == b""
-    assert observing.get("/healthz")[0] == 200
+    await_that(lambda: serves(observing), "an answer")
 
 
 def test_a_client_that_does_not_read(observe: Callable[..., Observing]) -> None:
@@ -246,7 +254,7 @@ def test_a_client_that_does_not_read(observe: Callable[..., Observing]) -> None:
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         slow.connect(observing.address)
         slow.sendall(b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n" * 200)
-        assert observing.get("/healthz")[0] == 200
+        await_that(lambda: serves(observing), "an answer")
     assert "Traceback" not in observing.log
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -174,9 +175,11 @@ def test_what_is_left_after_an_end_has_the_same_grace(
 ) -> None:
     """The end of a script that was ended is told at once; what it leaves behind is killed in time."""
     script, child = started(worker, tmp_path / "a.sh", PARENT)
+    grace_ends_s = time.monotonic() + 0.5
     worker.end(script, 0.5)
     assert worker.fate(script) == -signal.SIGHUP
-    assert alive(int(child))
+    # Unless the machine stood still for so long.
+    assert alive(int(child)) or time.monotonic() >= grace_ends_s
     eventually(lambda: not alive(int(child)))
     eventually(lambda: "left processes that did not end in its grace" in launcher.log.read_text())
 

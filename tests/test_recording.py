@@ -461,7 +461,8 @@ def test_masked_dialogue() -> None:
     recorded = RecordedDialogue(Scripted(Reply(200, "1234"), OK), DigitMask())
     assert recorded.execute(b"GET DATA pin\n").result == "1234"
     recorded.execute(b'SAY DIGITS 1234 ""\n')
-    assert "1234" not in str(recorded.turns)
+    # The times of the lines may hold any digits.
+    assert "1234" not in str(notes(recorded))
     assert notes(recorded)[2] == ("S", 'SAY DIGITS **** ""')
 
 
@@ -1002,9 +1003,11 @@ def test_masked_followed_call(desk: Desk) -> None:
     assert running is not None
     running.dialogue.execute(b"GET DATA pin\n")
     desk.recorder.end(running, "error", RECORD)
-    assert "1234" not in recording_of(placed).read_text()
-    assert events_at(placed)[0].facts["masked"]
-    assert events_at(placed)[-1].facts["error"] == "dialled ****"
+    events = events_at(placed)
+    # The times of the events may hold any digits.
+    assert not any("1234" in f"{event.text} {event.facts}" for event in events)
+    assert events[0].facts["masked"]
+    assert events[-1].facts["error"] == "dialled ****"
 
 
 def test_only_live_orders_ask_for_calls_in_progress(desk: Desk) -> None:

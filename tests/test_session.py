@@ -40,7 +40,6 @@ from fastagi_pool.errors import (
 from fastagi_pool.protocol import HeaderLimits, Reply, Request
 from fastagi_pool.session import (
     CLOSING_S,
-    HANGUP_GRACE_S,
     REMEMBERED_COMMANDS,
     Look,
     Said,
@@ -700,6 +699,13 @@ def minus_one(session: Session) -> object:
     return "no hangup"
 
 
+@pytest.fixture
+def long_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have a HANGUP behind -1 waited for longer than any test waits."""
+    monkeypatch.setattr("fastagi_pool.session.HANGUP_GRACE_S", 10 * WAIT_S)
+
+
+@pytest.mark.usefixtures("long_grace")
 @pytest.mark.parametrize("apart", [False, True], ids=["together", "apart"])
 def test_a_hangup_behind_a_minus_one_is_awaited(link: Link, apart: bool) -> None:
     """HANGUP right behind -1 is found, whether it came with the reply or a little later."""
@@ -715,16 +721,15 @@ def test_a_hangup_behind_a_minus_one_is_awaited(link: Link, apart: bool) -> None
     assert link.session.hung_up
 
 
+@pytest.mark.usefixtures("long_grace")
 def test_a_hangup_that_is_there_is_not_waited_for(link: Link) -> None:
-    """HANGUP that arrived together with -1 costs no time."""
+    """HANGUP that arrived together with -1 costs no time: the grace would be too long for this test."""
     link.greet()
     running = link.run(minus_one)
     link.hear_line()
-    begun_s = monotonic()
     link.say(b"200 result=-1\nHANGUP\n")
     with pytest.raises(CallHangup):
         running.result()
-    assert monotonic() - begun_s < HANGUP_GRACE_S / 2
 
 
 def test_a_minus_one_without_hangup(link: Link) -> None:
@@ -790,6 +795,7 @@ def test_a_hangup_can_be_noted_only(link: Link, first: list[bytes]) -> None:
     assert link.session.hung_up
 
 
+@pytest.mark.usefixtures("long_grace")
 def test_a_hangup_behind_a_minus_one_is_noted(link: Link) -> None:
     """Where hangups are only noted, one that broke off a command is known before that command returns."""
     noting(link)
@@ -889,6 +895,7 @@ def test_limits_that_are_off_never_end() -> None:
 
 def test_asterisks_time_is_not_the_scripts(link: Link) -> None:
     """While Asterisk works, its clock runs and the script's stands; the script's limit is not touched."""
+    begun_s = monotonic()
     link.greet()
     running = link.run(lambda session: session.execute(b"EXEC Dial\n"))
     link.hear_line()
@@ -897,8 +904,8 @@ def test_asterisks_time_is_not_the_scripts(link: Link) -> None:
     running.result()
     session = link.session
     assert session.asterisk_s >= MOMENT_S
-    assert session.script_s < MOMENT_S
-    assert session.deadline_s - monotonic() > LIMITS.script_s - MOMENT_S
+    assert session.script_s <= monotonic() - begun_s - MOMENT_S
+    assert session.deadline_s >= begun_s + MOMENT_S + LIMITS.script_s
 
 
 def test_the_scripts_time_adds_up(link: Link) -> None:
@@ -1224,8 +1231,9 @@ def test_fail_does_not_wait_for_ever(link: Link) -> None:
     """An Asterisk that never closes is let go when the time for closing is over."""
     link.greet()
     descriptor = link.session._fd
+    before_s = monotonic()
     running = link.run(lambda session: session.fail())
-    assert link.session.deadline_s == pytest.approx(monotonic() + CLOSING_S, abs=1.0)
+    assert before_s + CLOSING_S <= link.session.deadline_s <= monotonic() + CLOSING_S
     assert link.hear_all() == b"failure\n"
     in_hub(lambda: link.session.expire(link.session.deadline_s))
     running.result()
@@ -1584,6 +1592,7 @@ def test_an_exchange_that_nobody_listens_to(link: Link) -> None:
     assert link.session.hung_up
 
 
+@pytest.mark.usefixtures("long_grace")
 def test_a_handler_that_speaks_itself_again(link: Link, listener: Listener) -> None:
     """With the handler's own command the listening ends, and a hangup is raised again as ever."""
     link.run(minus_one_behind_an_exchange)

@@ -101,12 +101,14 @@ class Life:
         pid: Its process.
         folder: Its runtime folder; the log is in it.
         handover: Both ends of the way from dead workers to others.
+        board: The scoreboard on which it is the only worker.
     """
 
     address: tuple[str, int]
     pid: int
     folder: Path
     handover: tuple[int, int]
+    board: Scoreboard
 
     def connect(self) -> socket.socket:
         """Connect as Asterisk does, and say nothing yet."""
@@ -118,6 +120,12 @@ class Life:
         asterisk.sendall(_ENVIRONMENT)
         return asterisk
 
+    def begun(self) -> socket.socket:
+        """Place a call to the handler that waits for digits; it has its place before another one comes."""
+        asterisk = self.place()
+        assert asterisk.recv(100) == b"WAIT FOR DIGIT -1\n"
+        return asterisk
+
     def signal(self, number: int) -> None:
         """Send a signal."""
         os.kill(self.pid, number)
@@ -125,6 +133,11 @@ class Life:
     def end(self) -> int:
         """Wait for its end; return its exit code."""
         return os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+
+    @property
+    def turns(self) -> int:
+        """How many connections it has accepted."""
+        return self.board.least_busy()[1]
 
     @property
     def log(self) -> str:
@@ -171,7 +184,7 @@ def lives(tmp_path: Path) -> Iterator[Callable[..., Life]]:
             finally:
                 os._exit(code)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, WORKER_SIGNALS)
-        life = Life(listener.getsockname(), pid, tmp_path, pair)
+        life = Life(listener.getsockname(), pid, tmp_path, pair, board)
         begun.append(life)
         return life
 
@@ -275,8 +288,7 @@ def test_many_slow_calls_are_told_of_in_portions(tmp_path: Path) -> None:
 def test_a_call_that_waits_for_a_place_is_queued(lives: Callable[..., Life]) -> None:
     """A call that finds every place taken is seen in the queue, and its wait stands in its access line."""
     life = lives(wait_for_digits, more="calls_per_worker: 1")
-    with life.place() as first, life.place() as second:
-        assert first.recv(100) == b"WAIT FOR DIGIT -1\n"
+    with life.begun() as first, life.place() as second:
         until(lambda: CallState.QUEUED in [each.state for each in read_calls(life.folder / "calls" / "0", 0)])
         first.sendall(b"200 result=0\n")
         assert second.recv(100) == b"WAIT FOR DIGIT -1\n"
@@ -341,8 +353,7 @@ def callers_of_each_kind(life: Life) -> Iterator[Callers]:
 def test_no_place_in_the_lane(lives: Callable[..., Life]) -> None:
     """A call that finds neither a place nor room to wait in its lane hears so, and which key decides."""
     life = lives(wait_for_digits, "{lane: slow}", "lanes: {slow: {max_active: 1, max_queue: 0}}")
-    with life.place() as first, life.place() as second:
-        assert first.recv(100) == b"WAIT FOR DIGIT -1\n"
+    with life.begun() as first, life.place() as second:
         heard = hear_all(second)
         assert b"SET VARIABLE FAGI_STATUS OVERLOAD\n" in heard
         assert b"lanes.slow.max_active: 1" in heard
@@ -386,9 +397,7 @@ def test_silent_ones_do_not_keep_a_worker(lives: Callable[..., Life]) -> None:
     """A worker that drains gives silent connections their time and no more, and tells them."""
     life = lives(wait_for_digits, more="limits: {header_timeout: 50ms}")
     with life.connect() as silent:
-        # Accepted before the next one.
-        with life.place() as begun:
-            assert begun.recv(100) == b"WAIT FOR DIGIT -1\n"
+        until(lambda: life.turns == 1)
         life.signal(signal.SIGTERM)
         assert b"SET VARIABLE FAGI_STATUS TIMEOUT\n" in hear_all(silent)
     assert life.end() == 0
@@ -409,8 +418,7 @@ def test_a_worker_that_must_end_tells_everybody(lives: Callable[..., Life]) -> N
 def test_whoever_waited_begins_when_the_worker_drains(lives: Callable[..., Life]) -> None:
     """Nobody else can take a call that waits in a worker which drains, so it begins at once, place or not."""
     life = lives(wait_for_digits, more="calls_per_worker: 1")
-    with life.place() as first, life.place() as second:
-        assert first.recv(100) == b"WAIT FOR DIGIT -1\n"
+    with life.begun() as first, life.place() as second:
         until(lambda: "QUEUED" in states(life))
         life.signal(signal.SIGTERM)
         assert second.recv(100) == b"WAIT FOR DIGIT -1\n"

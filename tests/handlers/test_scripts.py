@@ -519,7 +519,8 @@ def test_a_script_that_goes_on(scripts: Scripts, agisighup: str | None, outcome:
         "signal.signal(signal.SIGHUP, lambda *_: note('hup'))\n"
         "say('NOOP')\n"
         "os.close(1)\n"
-        "time.sleep(0.6)\n"
+        # Who is to get SIGHUP waits for it as long as it takes.
+        f"time.sleep({0.6 if outcome == 'end' else 60})\n"
         "note('end')\n"
     )
     variables = {} if agisighup is None else {"AGISIGHUP": agisighup}
@@ -555,8 +556,10 @@ def test_it_goes_on_too_long(scripts: Scripts) -> None:
     scripts.wait_for_nobody()
 
 
-def test_it_closes_its_output_and_fails(scripts: Scripts) -> None:
+def test_it_closes_its_output_and_fails(scripts: Scripts, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process that ends a moment after its output has not given its call back: its end counts."""
+    # The moment is the machine's to make long.
+    monkeypatch.setattr("fastagi_pool.handlers.scripts.SETTLING_S", PATIENCE_S)
     result = scripts.call(SH + "echo NOOP; exec >&-; sleep 0.02; exit 5")
 
     assert str(result.error) == "exit code 5"
