@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -18,6 +17,7 @@ from typing import Any, Final
 from urllib.parse import quote_plus
 
 import pymysql
+from ports import free_port
 
 USER: Final = "pool"
 PASSWORD: Final = "not/a@secret:really"
@@ -120,7 +120,7 @@ class MariaDBServer:
     """
 
     def __init__(self, programs: MariaDBPrograms, *options: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._programs = programs
         self._options = options
         # Short, because the path of a socket may have 107 bytes only.
@@ -258,10 +258,3 @@ class MariaDBServer:
 
     def _connect_as_administrator(self) -> pymysql.Connection[pymysql.cursors.Cursor]:
         return pymysql.connect(unix_socket=str(self._socket), user="root", autocommit=True, ssl_disabled=True)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

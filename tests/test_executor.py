@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator, Sequence
 from typing import Final
 
@@ -10,6 +9,7 @@ import gevent
 import pymysql
 import pytest
 from mariadb import MariaDBServer
+from ports import closed_port
 
 from fastagi_pool.database import Answer, Database, DatabaseSettings, Statement
 from fastagi_pool.errors import DatabaseBusy, DatabaseUnavailable
@@ -194,9 +194,8 @@ def test_pauses_grow_from_nothing(playground: Playground, monkeypatch: pytest.Mo
 
 def test_a_server_that_is_away_is_told() -> None:
     """Who has begun nothing gets to know at once that the server is away; who has, after all pauses."""
-    with socket.socket() as refusing:
-        refusing.bind(("127.0.0.1", 0))
-        url = f"mysql+pymysql://pool@127.0.0.1:{refusing.getsockname()[1]}/calls"
+    with closed_port() as port:
+        url = f"mysql+pymysql://pool@127.0.0.1:{port}/calls"
         database = Database(DatabaseSettings("main", (url,), multi_statements=True))
         with pytest.raises(DatabaseUnavailable, match="Connection refused"):
             Executor(database, [60.0]).run([("SELECT 1", ())])
@@ -254,9 +253,8 @@ def test_a_deadlock_is_repeated_all_the_same(playground: Playground, hurried: Ex
 
 def test_an_away_server_is_told_at_once_to_who_has_begun() -> None:
     """Even a call that has begun something does not wait if it is done again later."""
-    with socket.socket() as refusing:
-        refusing.bind(("127.0.0.1", 0))
-        url = f"mysql+pymysql://pool@127.0.0.1:{refusing.getsockname()[1]}/calls"
+    with closed_port() as port:
+        url = f"mysql+pymysql://pool@127.0.0.1:{port}/calls"
         database = Database(DatabaseSettings("main", (url,), multi_statements=True))
         executor = Executor(database, [60.0], waits_for_server=False)
         with pytest.raises(DatabaseUnavailable, match="Connection refused"):

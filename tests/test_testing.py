@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO, Final
 
 import pytest
+from ports import closed_port
 
 from fastagi_pool.testing import (
     DEFAULT_PORT,
@@ -275,9 +276,8 @@ def test_the_last_command_needs_no_line_end(server: Server) -> None:
 
 def test_no_connection() -> None:
     """Where nobody listens, the call fails as it would in the dialplan, and says why."""
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        result = play_call(f"agi://127.0.0.1:{holder.getsockname()[1]}/x")
+    with closed_port() as port:
+        result = play_call(f"agi://127.0.0.1:{port}/x")
     assert (result.status, result.connected) == (AgiStatus.FAILURE, False)
     assert result.reason.startswith("no connection: ")
     assert result.dialogue == []

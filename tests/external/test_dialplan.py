@@ -9,11 +9,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from ports import closed_port
 from service import PoolService
 
 from .asterisk.ami import AmiClient
 from .asterisk.calls import CallDone, Telephone
-from .asterisk.ports import free_port
 from .asterisk.server import AsteriskServer
 from .conftest import PoolFactory, Records
 
@@ -45,8 +45,11 @@ def servers(asterisk: AsteriskServer) -> Iterator[AmiClient]:
         ami.set_global("FAGI_SECOND", "")
 
 
-def _nobody() -> str:
-    return f"agi://127.0.0.1:{free_port()}"
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[str]:
+    """The address of a server that cannot be reached."""
+    with closed_port() as port:
+        yield f"agi://127.0.0.1:{port}"
 
 
 def _gosub(telephone: Telephone, script: str) -> CallDone:
@@ -80,19 +83,19 @@ def test_gosub(
     assert [session["arguments"] for session in sessions] == [["first"]] * (script != "unknown")
 
 
-def test_gosub_without_server(servers: AmiClient, telephone: Telephone) -> None:
+def test_gosub_without_server(servers: AmiClient, telephone: Telephone, nobody: str) -> None:
     """Where nobody listens the subroutine returns FAILURE, and FAGI_STATUS stays empty."""
-    servers.set_global("FAGI", _nobody())
+    servers.set_global("FAGI", nobody)
     done = _gosub(telephone, "hello")
     assert (done.way, done.variables["FAGI_STATUS"], done.ref) == ("returned FAILURE", "", "")
 
 
 @pytest.mark.parametrize(("script", "returned"), [("hello", "SUCCESS"), ("raising", "ERROR")])
 def test_second_server(
-    script: str, returned: str, pool: PoolService, servers: AmiClient, telephone: Telephone
+    script: str, returned: str, pool: PoolService, servers: AmiClient, telephone: Telephone, nobody: str
 ) -> None:
     """A server that cannot be reached is replaced by the second one, whose answer counts."""
-    servers.set_global("FAGI", _nobody())
+    servers.set_global("FAGI", nobody)
     servers.set_global("FAGI_SECOND", f"agi://{pool.address}")
     assert _gosub(telephone, script).way == f"returned {returned}"
 

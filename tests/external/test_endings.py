@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from ports import closed_port
 from service import PoolService
 
 from .asterisk.calls import CallDone, PlacedCall, Telephone
@@ -63,11 +63,12 @@ def logged_before(asterisk: AsteriskServer) -> int:
 
 
 @pytest.fixture(scope="module")
-def pool(pools: PoolFactory, run_folder: Path) -> Iterator[PoolService]:
-    """A pool with a handler for each ending; its database cannot be opened."""
-    database = {"url": f"sqlite:///{run_folder}/no/such/folder/calls.sqlite", "required_at_boot": False}
-    service = pools.start(_ROUTES, {"databases": {"calls": database}})
-    yield service
+def pool(pools: PoolFactory) -> Iterator[PoolService]:
+    """A pool with a handler for each ending; its database is away."""
+    with closed_port() as port:
+        database = {"url": f"mysql+pymysql://pool@127.0.0.1:{port}/calls", "required_at_boot": False}
+        service = pools.start(_ROUTES, {"databases": {"calls": database}})
+        yield service
     assert service.stop() == 0, service.logged()
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import select
-import socket
 import subprocess
 import threading
 import time
@@ -18,6 +17,7 @@ import pytest
 from conftest import ManualClock
 from mariadb import PASSWORD, MariaDBServer
 from mariadb_forwarder import MariaDBForwarder
+from ports import closed_port
 from sqlalchemy import Connection, exc, text
 
 from fastagi_pool.database import (
@@ -327,9 +327,8 @@ def test_the_next_server_serves_until_the_first_is_back(
 ) -> None:
     """The fail-over list is walked for every new connection, and its first entry preferred."""
     first = "comes_later"
-    with socket.socket() as refusing:
-        refusing.bind(("127.0.0.1", 0))
-        nowhere = f"mysql+pymysql://pool@127.0.0.1:{refusing.getsockname()[1]}/calls"
+    with closed_port() as port:
+        nowhere = f"mysql+pymysql://pool@127.0.0.1:{port}/calls"
         with opened(mariadb.url(first, PASSWORD), nowhere, mariadb_url, clock=clock) as database:
             assert _database_of_a_new_connection(database) == mariadb_url.rpartition("/")[2]
             mariadb.execute(f"CREATE DATABASE {first}")

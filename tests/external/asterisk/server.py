@@ -16,9 +16,10 @@ import time
 from pathlib import Path
 from typing import Final
 
+from ports import free_port
+
 from .ami import AMI_SECRET, AMI_USER
 from .packages import Installation
-from .ports import free_port
 
 #: Longest path of a Unix socket; ``run/asterisk.ctl`` is one. Source: unix(7), sun_path less its NUL.
 MAX_SOCKET_PATH_BYTES: Final = 107

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, Final
 
 import pytest
 import yaml
+from ports import closed_port
 from vicidial.playing import SERVER_IP
 from vicidial.tables import Tables
 from vicidial_database import pool_route
@@ -32,10 +32,10 @@ _STAMP: Final = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"
 @pytest.mark.parametrize("script", ["VD_hangup--HVcauses--PRI", "Call_log", "xcall_log", "log", ""])
 @pytest.mark.parametrize("extension", ["913125551212", "h"])
 def test_a_request_for_something_else_does_nothing(
-    site: StagedSite, free_port: int, script: str, extension: str
+    site: StagedSite, refusing_port: int, script: str, extension: str
 ) -> None:
     """Only ``call_log`` is served: others end well at once, even while the database is away."""
-    site.databases = away(site.databases, free_port)
+    site.databases = away(site.databases, refusing_port)
     result = site.play(call_of("S01", request=f"agi://127.0.0.1:4577/{script}", extension=extension))
 
     assert (result.outcome, result.status, result.commands) == ("ok", AgiStatus.SUCCESS, [])
@@ -109,11 +109,9 @@ def test_routes_of_two_servers_in_one_worker(site: StagedSite, agi_call: Stage, 
 
 
 @pytest.fixture
-def free_port() -> Iterator[int]:
+def refusing_port() -> Iterator[int]:
     """A port of this machine at which nobody listens, and nobody will."""
-    with socket.socket() as keeper:
-        keeper.bind(("127.0.0.1", 0))
-        port: int = keeper.getsockname()[1]
+    with closed_port() as port:
         yield port
 
 
@@ -126,10 +124,10 @@ def away(databases: Mapping[str, Any], port: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("name", ["S05", "E15"])
 def test_the_database_is_away(
-    site: StagedSite, free_port: int, caplog: pytest.LogCaptureFixture, name: str
+    site: StagedSite, refusing_port: int, caplog: pytest.LogCaptureFixture, name: str
 ) -> None:
     """The call is over soon as ``dbdown``: a failure to the dialplan, without a traceback to anybody."""
-    site.databases = away(site.databases, free_port)
+    site.databases = away(site.databases, refusing_port)
     result = site.play(call_of(name), catch=True)
 
     assert isinstance(result.error, DatabaseUnavailable)
