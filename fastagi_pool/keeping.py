@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
+from fastagi_pool.forking import fork_apart
 from fastagi_pool.logs import LOGGER_NAME
 
 #: Between the starts of two observers.
@@ -107,7 +108,8 @@ class ObserverKeeper:
         self._told_to_end, self._ends_s = False, 0.0
         self._not_before_s = now_s + PAUSE_S
         try:
-            pid = os.fork()
+            # TERM must end it from the first moment, and the master's handlers mean nothing to it.
+            pid = fork_apart(signal.SIGTERM)
         except OSError as error:
             logging.getLogger(LOGGER_NAME).error("cannot fork the observer: %s", error)
             return
@@ -118,8 +120,6 @@ class ObserverKeeper:
     def _be(self, order: ObserverOrder) -> None:
         code = 1
         try:
-            # The master's handlers mean nothing here: from the first moment TERM must end it.
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
             self._forget()
             code = self._live(order, self._lifeline_fd)
         except BaseException:

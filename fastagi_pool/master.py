@@ -37,6 +37,7 @@ from fastagi_pool.bulletin import Bulletin
 from fastagi_pool.doors import Doors
 from fastagi_pool.endings import CRASH, GO_ON, last_words
 from fastagi_pool.errors import BootError
+from fastagi_pool.forking import fork_apart
 from fastagi_pool.journal import RUNNING_NAME
 from fastagi_pool.keeping import ObserverKeeper, ObserverMain, ObserverOrder
 from fastagi_pool.lifecycle import PID_FILE, drop_pid_file, hold_pid_file
@@ -369,7 +370,7 @@ class Master:
     def _start_loader(self) -> None:
         self._generations += 1
         ours, theirs = Channel.pair()
-        pid = os.fork()
+        pid = fork_apart()
         if pid == 0:
             code = 1
             try:
@@ -388,7 +389,6 @@ class Master:
         """In a new child: close what only the master may hold open, and do not outlive it."""
         # One that hangs in a handler's module would never notice that its channel is closed.
         die_with_parent()
-        signal.set_wakeup_fd(-1)
         for loader in self._loaders:
             if loader.channel is not None:
                 loader.channel.close()

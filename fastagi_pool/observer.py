@@ -197,7 +197,6 @@ def run_observer(order: ObserverOrder, lifeline_fd: int) -> int:
         lifeline_fd: Reading from it ends when the master does.
     """
     setproctitle("fastagi-pool: observer")
-    signal.set_wakeup_fd(-1)
     for number in MASTER_SIGNALS:
         # To be told to end is never to be missed, not even before anything is there to be ended.
         signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)

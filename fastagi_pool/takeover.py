@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from fastagi_pool.forking import fork_apart
 from fastagi_pool.privileges import die_with_parent
 from fastagi_pool.scoreboard import Scoreboard
 
@@ -299,7 +300,7 @@ def try_program(program: Program, state: MasterState, now_s: float) -> Trial:
     text_fd = _written(state)
     output_fd = os.memfd_create("trial", os.MFD_CLOEXEC)
     try:
-        pid = os.fork()
+        pid = fork_apart()
     except OSError:
         os.close(output_fd)
         raise
