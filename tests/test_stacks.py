@@ -261,4 +261,5 @@ def test_no_descriptor_is_left(tmp_path: Path) -> None:
     for _ in range(3):
         with pytest.raises(FileNotFoundError):
             ask_stacks(tmp_path / "3", 1)
-    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    # Fewer may be open: what other tests have left to the garbage collector is closed when that comes.
+    assert len(list(Path("/proc/self/fd").iterdir())) <= before

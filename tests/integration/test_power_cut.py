@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import selectors
 import signal
-import socket
 import sqlite3
 import threading
 import traceback
@@ -23,6 +22,7 @@ from typing import Final, NoReturn, Self
 import pytest
 from mariadb import MariaDBServer
 from mariadb_forwarder import MariaDBForwarder
+from ports import free_port
 from service import PoolService
 
 from fastagi_pool.backlog import BACKLOG_NAME, read_backlog
@@ -67,8 +67,7 @@ class Gate:
     def __init__(self, server_port: int) -> None:
         self._server_port = server_port
         self._forwarder: MariaDBForwarder | None = None
-        with socket.create_server(("127.0.0.1", 0)) as listener:
-            self.port: int = listener.getsockname()[1]
+        self.port = free_port()
 
     def open(self) -> None:
         """Let connections through."""
