@@ -146,7 +146,7 @@ class Launcher:
         self._log = log
         self._loop = Loop(log)
         self._workers: set[Worker] = set()
-        spawner = Spawner()
+        spawner = Spawner(_SIGNALS)
         self._processes = Processes(self._loop, spawner, log)
         self._nurse = Nurse(self._processes, self._loop, spawner, log)
         self._bell, self._ringer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)

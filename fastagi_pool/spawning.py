@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Final, NoReturn
 
 from fastagi_pool.errors import FastAGIPoolError
+from fastagi_pool.forking import fork_apart
 from fastagi_pool.launching import ProcessSettings
 
 #: Variables of the server's environment that scripts get.
@@ -191,9 +192,15 @@ def cpu_limit(cpu_s: float) -> tuple[int, int]:
 class Spawner:
     """Starts processes."""
 
-    def __init__(self) -> None:
-        """Note what scripts are to find again, and take all descriptors that we may have."""
-        self._ignored = [n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN]
+    def __init__(self, handled: Iterable[int] = ()) -> None:
+        """Note what scripts are to find again, and take all descriptors that we may have.
+
+        Args:
+            handled: Signals for which this process has handlers, or will have. A script that gets one in its
+                first moment, because its caller has hung up, would otherwise never hear of it.
+        """
+        ignored = [n for n in signal.valid_signals() if signal.getsignal(n) is signal.SIG_IGN]
+        self._default = (*handled, *ignored)
         self._open_files = resource.getrlimit(resource.RLIMIT_NOFILE)
         _, hard = self._open_files
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -215,12 +222,12 @@ class Spawner:
         whom = identity(program.settings.user) if program.settings.user else None
         report, told = os.pipe()
         try:
-            pid = os.fork()
+            pid = fork_apart(*self._default)
         except OSError:
             _close([report, told])
             raise
         if pid == 0:
-            step = _Steps(program, whom, streams, self._ignored, self._open_files)
+            step = _Steps(program, whom, streams, self._open_files)
             step.run_and_execute(self._libc, self._pid, told, (path, words, variables))
         os.close(told)
         try:
@@ -251,13 +258,11 @@ class _Steps:
         program: Program,
         whom: Identity | None,
         streams: list[int],
-        ignored: Iterable[int],
         open_files: tuple[int, int],
     ) -> None:
         self._program = program
         self._whom = whom
         self._streams = streams
-        self._ignored = ignored
         self._open_files = open_files
         self._step = 0
 
@@ -286,8 +291,6 @@ class _Steps:
 
     def _prepare(self, libc: ctypes.CDLL, parent: int) -> None:
         os.setpgid(0, 0)
-        for number in self._ignored:
-            signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
         self._step = self.USER
         self._become_user()

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import os
 import resource
+import select
 import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from children import in_child
 from launchers import Client, RunningLauncher, RunningScript, running_launcher, write_script
 
 from fastagi_pool.launching import Launched, NotLaunched, ProcessSettings
+from fastagi_pool.spawning import Program, Spawner, Streams, failure
 
 #: What a script sees of its world, written as JSON.
 LOOK = """#!/usr/bin/python3 -I
@@ -100,6 +103,25 @@ def test_signals(worker: Client, tmp_path: Path) -> None:
     found = dict(line.split(":\t") for line in text.splitlines() if line.startswith("Sig"))
     assert int(found["SigBlk"], 16) == 0
     assert int(found["SigIgn"], 16) & ~_INTERNAL == 0
+
+
+def test_a_hangup_in_its_first_moment(tmp_path: Path) -> None:
+    """A script whose caller hangs up before it is executed hears of it, and whoever started it does not."""
+    file = write_script(tmp_path / "long.sh", "#!/bin/sh\nsleep 60\n")
+    program = Program(str(file), [str(file)], {"PATH": os.environ["PATH"]}, ProcessSettings())
+
+    def start() -> dict[str, Any]:
+        reading, writing = os.pipe2(os.O_NONBLOCK)
+        spawner = Spawner((signal.SIGHUP,))
+        signal.signal(signal.SIGHUP, lambda *_: None)
+        signal.set_wakeup_fd(writing)
+        os.register_at_fork(after_in_child=lambda: os.kill(os.getpid(), signal.SIGHUP))
+        birth = spawner.spawn(program, Streams().theirs)
+        end = os.waitstatus_to_exitcode(os.waitpid(birth.pid, 0)[1])
+        heard, _, _ = select.select([reading], [], [], 0)
+        return {"end": end, "failure": failure(program, birth.report_fd), "heard": heard}
+
+    assert in_child(start) == {"end": -signal.SIGHUP, "failure": "", "heard": []}
 
 
 def test_process_group(worker: Client, tmp_path: Path) -> None:
