@@ -329,9 +329,10 @@ def half_sent(database: Database) -> None:
     """Cut a statement off in the middle of sending it; the test freezes the server meanwhile."""
     database.open()
     lease = database.lease()
+    # Now: of a frozen server one that has been idle for some milliseconds would be pinged.
+    connection = lease.connect()
     say(ready=True)
     tp_read(sys.stdin.fileno(), 100)
-    connection = lease.connect()
     outcome = "answered"
     try:
         with gevent.Timeout(0.3, ValueError("too slow")):
