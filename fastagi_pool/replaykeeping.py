@@ -29,6 +29,7 @@ from setproctitle import setproctitle
 
 from fastagi_pool.context import Context
 from fastagi_pool.errors import DatabaseUnavailable, FastAGIPoolError, JournalUnavailable
+from fastagi_pool.forking import fork_apart
 from fastagi_pool.journal import RUNNING_NAME, Journal
 from fastagi_pool.logs import LOGGER_NAME, rename
 
@@ -278,7 +279,7 @@ class ReplayKeeper:
         signal.pthread_sigmask(signal.SIG_BLOCK, REPLAY_SIGNALS)
         loader = os.getpid()
         try:
-            self._pid = os.fork()
+            self._pid = fork_apart(signal.SIGCHLD)
         except OSError as error:
             logging.getLogger(LOGGER_NAME).error("cannot start the process that replays: %s", error)
             return
@@ -313,8 +314,6 @@ class ReplayKeeper:
     def _become_replay(self, loader: int) -> NoReturn:
         code = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             _end_with(loader)
             self._leave()
             code = replay_process(self._application, self._settings, self._reopen_logs)

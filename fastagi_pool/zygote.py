@@ -21,6 +21,7 @@ from collections.abc import Callable, Collection, Sequence
 from select import POLLIN
 from typing import Any, Final, NoReturn, Protocol
 
+from fastagi_pool.forking import fork_apart
 from fastagi_pool.logs import LOGGER_NAME
 from fastagi_pool.messages import Begin, Channel, Ended, Fork, Forked, ForkFailed, Message, ReopenLogs
 
@@ -132,7 +133,7 @@ class Zygote:
         slot = order.slot
         signal.pthread_sigmask(signal.SIG_BLOCK, self._worker_signals)
         try:
-            pid = os.fork()
+            pid = fork_apart(signal.SIGCHLD)
         except OSError as error:
             answer: Message = ForkFailed(slot, str(error))
         else:
@@ -145,8 +146,6 @@ class Zygote:
     def _become_worker(self, order: Fork) -> NoReturn:
         code = 1
         try:
-            signal.set_wakeup_fd(-1)
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             self._channel.close()
             if self._worker is not None:
                 code = self._worker(order.slot, order.prove)
