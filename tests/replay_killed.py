@@ -1,6 +1,6 @@
 """Drains a journal until it is killed: the processes of the test that kills them again and again.
 
-For each line of standard input it forks a process that drains the journal, and waits for its end.
+For each line of standard input it forks a process that drains the journal, when the one before has ended.
 Arguments: the journal's folder, the database's URL.
 """
 
@@ -63,13 +63,17 @@ def drain(folder: Path, url: str) -> None:
 def main() -> None:
     """Fork one process after the other."""
     fork, wait = monkey.get_original("os", "fork"), monkey.get_original("os", "waitpid")
+    pid = 0
     for _ in sys.stdin:
+        # Not before: one that has nothing left to do keeps its number until the test has killed it.
+        if pid:
+            wait(pid, 0)
         pid = fork()
         if pid == 0:
             gevent.reinit()
             drain(Path(sys.argv[1]), sys.argv[2])
             os._exit(0)
-        wait(pid, 0)
+    wait(pid, 0)
 
 
 if __name__ == "__main__":

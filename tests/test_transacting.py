@@ -100,8 +100,8 @@ class Playground:
 
     @property
     def marks(self) -> list[object]:
-        """The marks that were written."""
-        return [mark for (mark,) in self.ask(f"SELECT mark FROM {TABLE}")]
+        """The marks that were written; waits for a commit that is still on its way to the server."""
+        return [mark for (mark,) in self.ask(f"SELECT mark FROM {TABLE} LOCK IN SHARE MODE")]
 
     def run(self, course: Course, work: Callable[[Connection], str], patient: bool = True) -> str:
         """Do work as a call would."""

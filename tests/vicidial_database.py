@@ -24,6 +24,8 @@ SERVER_IP: Final = "10.0.0.1"
 SQL_MODE: Final = "NO_ENGINE_SUBSTITUTION"
 
 _HANDLER: Final = "fastagi_pool.handlers.vicidial.call_log:call_log"
+#: For pools that must not take the server for away because the machine keeps it from its work for a second.
+PATIENT: Final = {"probe_timeout": "15s"}
 #: The pool must not keep a transaction open behind a call: then emptying a table has to wait, and fails.
 _SESSION: Final = f"SET SESSION sql_mode = '{SQL_MODE}', lock_wait_timeout = 5"
 _SCHEMA: Final = Path(__file__).resolve().parent / "vicidial/schema.sql"
@@ -103,9 +105,14 @@ def open_database(url: str) -> Database:
     return Database(DatabaseSettings("vicidial", (url,), sql_mode=SQL_MODE, multi_statements=True))
 
 
-def pool_databases(url: str) -> dict[str, dict[str, Any]]:
-    """Write the ``databases`` of a pool that serves VICIdial's calls."""
-    return {"vicidial": {"url": url, "sql_mode": SQL_MODE, "multi_statements": True, "pool_size": 4}}
+def pool_databases(url: str, **more: Any) -> dict[str, dict[str, Any]]:
+    """Write the ``databases`` of a pool that serves VICIdial's calls.
+
+    Args:
+        url: Where they are.
+        more: Further keys.
+    """
+    return {"vicidial": {"url": url, "sql_mode": SQL_MODE, "multi_statements": True, "pool_size": 4, **more}}
 
 
 def pool_route(path_logs: Path, **options: Any) -> dict[str, Any]:

@@ -506,6 +506,8 @@ def test_a_victim_of_a_deadlock_may_try_again(
 ) -> None:
     """Whom the server sacrifices loses all of the packet, for sure, and keeps the connection."""
     before = who_answers(packets)
+    # No lock is waited for longer than 3 s where packets are sent: the machine may stand still meanwhile.
+    packets.lease().round_trip([("SET SESSION innodb_lock_wait_timeout = 60", ())])
     with opened(mariadb_url) as others, others.lease().connect() as other:
         other.exec_driver_sql("INSERT INTO line SELECT seq, 'heavy' FROM seq_100_to_200")
         other.exec_driver_sql("UPDATE line SET word = 'theirs' WHERE id = 1")

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 
 import pytest
 from mariadb import MariaDBServer
-from vicidial_database import SERVER_IP, VicidialDatabase, pool_databases, pool_route
+from vicidial_database import PATIENT, SERVER_IP, VicidialDatabase, pool_databases, pool_route
 
 from .asterisk.calls import CallDone, PlacedCall, Telephone
 from .conftest import PoolFactory
@@ -118,7 +118,7 @@ def test_every_call_is_written_down_and_closed(
     plans = [_Plan.of(number) for number in range(1, _MANY + 1)]
     with VicidialDatabase(mariadb, "external_vicidial") as database:
         _write_live_calls(database, plans)
-        settings = {"routes": [pool_route(logs)], "databases": pool_databases(database.url)}
+        settings = {"routes": [pool_route(logs)], "databases": pool_databases(database.url, **PATIENT)}
         pool = pools.start({}, settings)
         ended = _call_all(telephone, pool.address, plans)
         # What a pool has not written when it has ended, it never will.

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import Any, Final, Self
 
 from mariadb import MariaDBServer
 from service import PoolService
-from vicidial_database import pool_databases, pool_route
+from vicidial_database import PATIENT, pool_databases, pool_route
 
 from .comparing import Change, compare, net_changes
 from .playing import Scenario, Session, play, wrong_commands
@@ -222,13 +222,14 @@ class Sites:
     ) -> None:
         self._stack.__exit__(kind, error, trace)
 
-    def open(self, variant: Variant, workers: int = 2, settings_ttl_s: float = 0.0) -> Site:
+    def open(self, variant: Variant, workers: int = 2, settings_ttl_s: float = 0.0, **options: Any) -> Site:
         """Make databases and start a pool.
 
         Args:
             variant: The kind of database server.
             workers: The pool's.
             settings_ttl_s: How long the pool may trust settings that it has read.
+            options: Further options of the handler.
         """
         # A socket's path must be short.
         folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="pool-", dir="/tmp")))
@@ -237,10 +238,9 @@ class Sites:
         # The folder's name is no other site's, and a database's name wants no dash.
         name = folder.name.replace("-", "_")
         tables = self._stack.enter_context(Tables(host.server, name, variant.engines, host.queue_host))
-        route = pool_route(folder / "logs", settings_ttl=settings_ttl_s)
-        pool = PoolService(
-            folder, folder, [route], {"workers": workers, "databases": pool_databases(tables.url)}
-        )
+        route = pool_route(folder / "logs", settings_ttl=settings_ttl_s, **options)
+        databases = pool_databases(tables.url, **PATIENT)
+        pool = PoolService(folder, folder, [route], {"workers": workers, "databases": databases})
         pool.start()
         self._stack.callback(partial(_end, pool))
         # What a start says must not be taken for what a call has caused.

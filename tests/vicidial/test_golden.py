@@ -35,7 +35,7 @@ def test_changed_settings_count_soon(sites: Sites) -> None:
     site = sites.open(RELAXED_AS_GIVEN, settings_ttl_s=1.0)
 
     for name in _SETTINGS_IN_TURN:
-        site.pool.await_that(partial(_agrees, site, recorded()[name]), f"plays {name}", 5.0)
+        site.pool.await_that(partial(_agrees, site, recorded()[name]), f"plays {name}")
 
 
 def _agrees(site: Site, scenario: Scenario) -> bool:

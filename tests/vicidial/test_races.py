@@ -105,7 +105,8 @@ DROPPED: Final = replace(
 @pytest.fixture(scope="module", params=[RELAXED_AS_GIVEN, STRICT_INNODB], ids=str)
 def site(request: pytest.FixtureRequest, sites: Sites) -> Site:
     """Give a site with two workers, with tables that are locked as a whole and with locks on rows."""
-    return sites.open(request.param)
+    # The START that an END waits for comes late if the machine stands still between them.
+    return sites.open(request.param, start_wait=10)
 
 
 def all_at_once(sessions: Sequence[Session]) -> None:
@@ -148,17 +149,18 @@ def test_an_end_that_meets_its_start(site: Site, start: Start, first: str, secon
     workers: set[frozenset[str]] = set()
     for numbers in batches():
         calls = [recorded()[name].renumbered(number) for number in numbers for name in (first, second)]
-        site.tables.load(*calls[::2])
+        began_s = site.tables.load(*calls[::2])
         with site.ended(len(calls)) as ends:
             site.play_at_once(calls, start)
         assert not ends.bad, ends
+        took_s = time.time() - began_s
         workers |= together(ends.records)
         still_open += site.tables.query(
             "SELECT uniqueid, channel, start_epoch, end_epoch, length_in_sec FROM call_log"
-            # Who is overtaken may also be a second late.
-            " WHERE NOT COALESCE(ABS(end_epoch - start_epoch) <= 2 AND length_in_sec >= 0 AND channel = %s"
+            # Who is overtaken may also be late, by as much as all of them took together.
+            " WHERE NOT COALESCE(ABS(end_epoch - start_epoch) <= %s AND length_in_sec >= 0 AND channel = %s"
             " AND end_time = FROM_UNIXTIME(end_epoch), 0)",
-            [calls[1].agi["channel"]],
+            [took_s + 1, calls[1].agi["channel"]],
         )
         rows = site.tables.query("SELECT COUNT(*) AS calls FROM call_log")[0]
         assert rows["calls"] == _BATCH

@@ -12,7 +12,7 @@ from mariadb_forwarder import Command, CommandReader, MariaDBForwarder
 from service import PoolService
 from sqlalchemy import create_engine, make_url, text
 from vicidial_agent_call import MOST_ROUND_TRIPS, end_agent_call
-from vicidial_database import VicidialDatabase, pool_databases, pool_route
+from vicidial_database import PATIENT, VicidialDatabase, pool_databases, pool_route
 
 #: A round trip for the reads, one for the writes: fewer cannot be, or the count is wrong.
 _FEWEST_ROUND_TRIPS = 2
@@ -41,7 +41,8 @@ def test_the_end_of_an_agents_call(
         VicidialDatabase(mariadb, "round_trips") as database,
     ):
         route = pool_route(Path(folder), settings_ttl=settings_ttl)
-        settings = {"workers": 1, "databases": pool_databases(through(forwarder, database.url))}
+        databases = pool_databases(through(forwarder, database.url), **PATIENT)
+        settings = {"workers": 1, "databases": databases}
         pool = PoolService(Path(folder), Path(folder), [route], settings)
         try:
             pool.start()

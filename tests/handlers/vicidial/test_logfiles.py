@@ -64,15 +64,15 @@ def content(folder: Path) -> dict[str, str]:
     return {path.name: path.read_bytes().decode("utf-8", "surrogateescape") for path in folder.iterdir()}
 
 
-def descriptors() -> dict[int, Path]:
-    """What this process has open, by descriptor."""
+def descriptors(folder: Path) -> dict[int, Path]:
+    """What this process has open in a folder, by descriptor."""
     found = {}
     for link in Path("/proc/self/fd").iterdir():
         try:
             found[int(link.name)] = link.readlink()
         except FileNotFoundError:
-            pass  # The one by which the folder was read.
-    return found
+            pass  # The one by which the folder was read, or what another test has left to the collector.
+    return {fd: path for fd, path in found.items() if path.parent == folder}
 
 
 # ---- lines
@@ -238,22 +238,22 @@ def test_lines_of_a_request_are_one_write(
     assert content(tmp_path)["FASTagiout.2026-11-21"].count("\n") == 1000
 
 
-def test_a_file_stays_open(files: LogFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_stays_open(files: LogFiles, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Lines of one second cost no look at the file's name: it is opened once."""
     files.debug(["x"], "call_log", "FILE", NOW)
-    before = descriptors()
+    before = descriptors(tmp_path)
     monkeypatch.setattr(os, "open", None)
     monkeypatch.setattr(Path, "stat", None)
     files.debug(["x"], "call_log", "FILE", NOW + 0.9)
     monkeypatch.undo()
-    assert descriptors() == before
+    assert descriptors(tmp_path) == before
     assert files.lost_lines == 0
 
 
 def test_other_programs_do_not_inherit_the_files(files: LogFiles, tmp_path: Path) -> None:
     """The descriptors are closed in programs that a handler starts."""
     files.hangup_cause(LEG, NOW)
-    (fd,) = (fd for fd, path in descriptors().items() if path.parent == tmp_path)
+    (fd,) = descriptors(tmp_path)
     assert not os.get_inheritable(fd)
 
 
@@ -274,21 +274,21 @@ def test_a_file_that_was_deleted(files: LogFiles, tmp_path: Path) -> None:
     """A deleted file comes again, and the old one's space is given back."""
     path = tmp_path / "HANGUP_cause-output.txt"
     files.hangup_cause(LEG, NOW)
-    before = len(descriptors())
+    before = len(descriptors(tmp_path))
     path.unlink()
     files.hangup_cause(LEG, NOW + 1)
     assert path.read_text().count("\n") == 1
-    assert len(descriptors()) == before
+    assert len(descriptors(tmp_path)) == before
 
 
 def test_closing(files: LogFiles, tmp_path: Path) -> None:
     """Closing gives the descriptors back, twice does no harm, and the next line opens its file again."""
-    before = descriptors()
+    before = descriptors(tmp_path)
     files.hangup_cause(LEG, NOW)
     files.debug(["x"], "call_log", "FILE", NOW)
     files.close()
     files.close()
-    assert descriptors() == before
+    assert descriptors(tmp_path) == before
     files.hangup_cause(LEG, NOW)
     assert content(tmp_path)["HANGUP_cause-output.txt"].count("\n") == 2
 
