@@ -20,7 +20,7 @@ from typing import Any, Final
 import pytest
 from mariadb import PASSWORD, MariaDBServer, find_mariadb
 from service import PoolService
-from vicidial_database import VicidialDatabase, pool_databases, pool_route
+from vicidial_database import PATIENT, VicidialDatabase, pool_databases, pool_route
 
 from fastagi_pool.asterisk import AgiStatus
 from fastagi_pool.backlog import BACKLOG_NAME, JournalFacts, read_backlog
@@ -90,7 +90,8 @@ def _start_notes(pools: Pools, server: MariaDBServer, **settings: Any) -> PoolSe
     server.execute(_CREATE)
     return pools.start(
         settings={
-            "databases": {"main": {"url": server.url("notes", PASSWORD)}},
+            # An outage is what the test makes, not that of a server to which a busy machine gives no time.
+            "databases": {"main": {"url": server.url("notes", PASSWORD), **PATIENT}},
             "journal": _journal(pools.folder),
             **settings,
         },
