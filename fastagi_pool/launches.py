@@ -22,7 +22,9 @@ import signal
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from enum import Enum
 from json import dumps
+from pathlib import Path
 from typing import Any, Final
 
 import gevent
@@ -55,7 +57,17 @@ _JSON_CHARACTER_BYTES: Final = 12
 #: Of a compiler's message, for the log and the dialplan.
 _REASON_LINES: Final = 5
 _PIPES: Final = 3
+#: Which word behind the state is the size of a process's memory. Source: proc(5), field 23.
+_MEMORY: Final = 19
 _CLOSED: Final = -1
+
+
+class Activity(Enum):
+    """What a process is doing, as the kernel sees it."""
+
+    ENDED = "it runs no more, though nobody may have told us how it ended"
+    BUSY = "it computes, waits for a processor, or is stopped"
+    IDLE = "it waits for something"
 
 
 class Running:
@@ -102,6 +114,24 @@ class Running:
     def is_over(self) -> bool:
         """Whether its process has ended, or never began."""
         return self.status is not None
+
+    def activity(self) -> Activity:
+        """Ask the kernel, who knows of an end before the launcher can have told us.
+
+        Source: proc(5), ``/proc/pid/stat``.
+        """
+        try:
+            stat = Path(f"/proc/{self.pid}/stat").read_bytes()
+        except (FileNotFoundError, ProcessLookupError):
+            return Activity.ENDED
+        except OSError:
+            return Activity.BUSY  # No descriptor is left to look with: nobody knows.
+        # Behind the name, which may hold anything.
+        state, *fields = stat.rpartition(b")")[2].split()
+        # Whoever is ending has given its memory back before its descriptors are closed.
+        if state in b"ZXx" or fields[_MEMORY] == b"0":
+            return Activity.ENDED
+        return Activity.IDLE if state in b"SD" else Activity.BUSY
 
     def read(self) -> bytes:
         """Wait for something on its standard output.

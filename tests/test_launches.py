@@ -21,7 +21,7 @@ import gevent
 import pytest
 
 from fastagi_pool.errors import ScriptFailed
-from fastagi_pool.launches import UNKNOWN_STATUS, Launches, Running
+from fastagi_pool.launches import UNKNOWN_STATUS, Activity, Launches, Running
 from fastagi_pool.launching import (
     Answer,
     Door,
@@ -345,6 +345,27 @@ def test_standard_error_of_children_that_are_not_heard(real: Real) -> None:
     assert running.wait_over(PATIENCE_S)
     running.close()
     assert errors == [b"last\n", b""]
+
+
+def test_activity(real: Real) -> None:
+    """Who waits, computes, is stopped and runs no more is told from each other, whoever has buried it."""
+    running = real.start("read -r line; while :; do :; done")
+    running.wait_launched()
+    wait_until(lambda: running.activity() is Activity.IDLE)
+    running.write(b"go\n")
+    wait_until(lambda: running.activity() is Activity.BUSY)
+    os.kill(running.pid, signal.SIGSTOP)
+    assert running.activity() is Activity.BUSY
+    os.kill(real.pid, signal.SIGSTOP)
+    try:
+        os.kill(running.pid, signal.SIGKILL)
+        wait_until(lambda: running.activity() is Activity.ENDED)
+        assert not running.is_over
+    finally:
+        os.kill(real.pid, signal.SIGCONT)
+    assert running.wait_over(PATIENCE_S)
+    assert running.activity() is Activity.ENDED
+    running.close()
 
 
 def test_hang_up(real: Real) -> None:

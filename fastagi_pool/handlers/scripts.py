@@ -20,6 +20,7 @@ import logging
 import os
 import signal
 from dataclasses import asdict, replace
+from itertools import count
 from pathlib import Path
 from typing import Final
 
@@ -28,7 +29,7 @@ import gevent
 from fastagi_pool.call import Call
 from fastagi_pool.context import Context
 from fastagi_pool.errors import CallHangup, ScriptFailed, ScriptNotFound
-from fastagi_pool.launches import UNKNOWN_STATUS, Launches, Running
+from fastagi_pool.launches import UNKNOWN_STATUS, Activity, Launches, Running
 from fastagi_pool.legacy import (
     CommandLines,
     CommandSettings,
@@ -45,6 +46,8 @@ from fastagi_pool.places import Places
 #: How long a process that has closed its standard output has for its end, before it counts as one that goes
 #: on. Interpreters need some milliseconds to tear down; what a dialplan waits here is not heard.
 SETTLING_S: Final = 0.2
+#: So many times that for one that may be tearing down, but gets no processor to do it on.
+_SETTLINGS: Final = 10
 #: After so many lines the other calls of the worker have their turn, even if nothing makes a script wait.
 _TURNS: Final = 16
 #: Files whose fitness is remembered; beyond it the memory begins anew.
@@ -171,7 +174,7 @@ class _Script:
 
     def part(self, call: Call) -> None:
         """Wait until its process has ended too; the dialplan need not wait for one that goes on."""
-        if self._running.wait_over(SETTLING_S):
+        if self._settles():
             return
         if not call.hung_up and not wants_no_signal(call.get_variable("AGISIGHUP")):
             self._hung_up_by_us = True
@@ -179,6 +182,16 @@ class _Script:
         call.finish()
         self._running.close()
         self._running.wait_over()
+
+    def _settles(self) -> bool:
+        """Whether its process ends with its output, however late we are told on a busy machine."""
+        for settled in count(1):
+            if self._running.wait_over(SETTLING_S):
+                return True
+            activity = self._running.activity()
+            if activity is Activity.IDLE or (activity is Activity.BUSY and settled >= _SETTLINGS):
+                break
+        return False
 
     def judge(self, hung_up: bool) -> None:
         """Raise what its end means."""

@@ -566,6 +566,30 @@ def test_it_closes_its_output_and_fails(scripts: Scripts, monkeypatch: pytest.Mo
     assert (result.status, result.outcome) == (AgiStatus.FAILURE, "exit")
 
 
+def test_an_end_that_is_told_late(scripts: Scripts) -> None:
+    """Where the launcher gets no processor, how a script ended is waited for, and no success is made up."""
+    stop = "(sleep 0.7; kill -CONT $PPID) </dev/null >/dev/null 2>&1 & kill -STOP $PPID\n"
+    result = scripts.call(SH + f"echo NOOP; read -r reply; {stop}exit 5")
+
+    assert str(result.error) == "exit code 5"
+    assert (result.status, result.outcome) == (AgiStatus.FAILURE, "exit")
+    assert "GET VARIABLE AGISIGHUP" not in result.commands
+
+
+@pytest.mark.parametrize(("settlings", "status"), [(10_000, AgiStatus.FAILURE), (2, AgiStatus.SUCCESS)])
+def test_it_computes_behind_its_output(
+    scripts: Scripts, settlings: int, status: AgiStatus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who computes may be about to end, and gets longer for it, but not as long as it likes."""
+    monkeypatch.setattr("fastagi_pool.handlers.scripts._SETTLINGS", settlings)
+    long_s = 0.6 if status is AgiStatus.FAILURE else 3600
+    code = f"os.close(1)\nwhile time.process_time() < {long_s}: pass\nos._exit(5)\n"
+    result = scripts.call(PYTHON + code)
+
+    assert result.status is status
+    scripts.wait_for_nobody()
+
+
 # ---- limits
 
 
