@@ -263,6 +263,23 @@ class PoolService:
         """
         self.await_that((Path(self.config["runtime_dir"]) / SOCKET_NAME).exists, "has an observer")
 
+    def await_process(self, title: str) -> Process:
+        """Wait until exactly one process has this in its title, and return it.
+
+        Each names itself in its own time, and has the title of whoever forked it until then.
+
+        Raises:
+            PoolFailed: It is not so within 15 s.
+        """
+        found: list[Process] = []
+
+        def is_alone() -> bool:
+            found[:] = [each for each in self.processes() if title in each.title]
+            return len(found) == 1
+
+        self.await_that(is_alone, f"has one process {title!r}")
+        return found[0]
+
     def processes(self) -> list[Process]:
         """Return all its processes: zombies too, unless init has yet to bury them."""
         found = (_process(int(entry.name)) for entry in Path("/proc").iterdir() if entry.name.isdecimal())
@@ -367,6 +384,11 @@ def open_files(pid: int) -> list[str]:
         with suppress(FileNotFoundError):
             found.append(str(entry.readlink()))
     return found
+
+
+def sleeps(pid: int) -> bool:
+    """Whether a process waits for something. Source: proc(5)."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def _process(pid: int) -> tuple[int, Process] | None:

@@ -12,6 +12,7 @@ from typing import Any, Final
 
 import gevent
 import pytest
+from service import open_files
 
 from fastagi_pool.deferring import (
     MOST_AT_ONCE,
@@ -245,11 +246,6 @@ def start(work: Callable[[], object]) -> gevent.Greenlet:
     return caller
 
 
-def open_files() -> set[str]:
-    """Name the files that this process has open."""
-    return {os.path.realpath(each) for each in Path("/proc/self/fd").iterdir()}
-
-
 def refusal(deferrals: Deferrals, new: NewEntry) -> str:
     """Defer a call, and return why it could not be."""
     try:
@@ -420,9 +416,9 @@ def test_after_the_end_nothing_is_taken(journal: GatedJournal, deferrals: Deferr
 def test_the_end_gives_the_journal_back(journal: GatedJournal, deferrals: Deferrals) -> None:
     """A worker that has ended its work has no file of the journal open."""
     deferrals.defer(entry(1))
-    assert str(journal.path) in open_files()
+    assert str(journal.path) in open_files(os.getpid())
     deferrals.close()
-    assert str(journal.path) not in open_files()
+    assert str(journal.path) not in open_files(os.getpid())
 
 
 def test_a_journal_that_cannot_be_opened(tmp_path: Path) -> None:

@@ -28,16 +28,7 @@ _ENVIRONMENT = environment("agi://localhost/hello").encode()
 
 def witness_of(pool: PoolService, worker: SlotFacts) -> int:
     """Return the process of a worker's witness."""
-    title = f"witness of worker {worker.slot} "
-    found: list[int] = []
-
-    def look() -> bool:
-        # It names itself in its own time, when its worker may serve already.
-        found[:] = [each.pid for each in pool.processes() if title in each.title]
-        return len(found) == 1
-
-    pool.await_that(look, f"has a witness of worker {worker.slot}")
-    return found[0]
+    return pool.await_process(f"witness of worker {worker.slot} ").pid
 
 
 def supervision(pool: PoolService) -> Supervision:

@@ -55,14 +55,7 @@ def told(pool: PoolService, **request: Any) -> list[dict[str, Any]]:
 
 def observer(pool: PoolService) -> int:
     """Return the process id of the pool's observer."""
-    found: list[int] = []
-
-    def look() -> bool:
-        found[:] = [each.pid for each in pool.processes() if each.title.startswith("fastagi-pool: observer")]
-        return len(found) == 1
-
-    pool.await_that(look, "has one observer")
-    return found[0]
+    return pool.await_process("fastagi-pool: observer").pid
 
 
 def test_a_call_in_progress_is_shown(pools: Pools) -> None:

@@ -134,16 +134,7 @@ def test_a_worker_that_cannot_open_the_journal(pools: Pools, server: MariaDBServ
     """Its calls fail instead of overtaking those that wait, and join them once the journal can be opened."""
     pool = _start_notes(pools, server, workers=1)
     (first,) = pool.await_serving(1)
-    replays: list[int] = []
-
-    def has_replay() -> bool:
-        titles = {each.pid: each.title for each in pool.processes()}
-        replays[:] = [pid for pid, title in titles.items() if title.startswith("fastagi-pool: replay")]
-        return len(replays) == 1
-
-    # It has its name a while after the workers serve.
-    pool.await_that(has_replay, "has a replay")
-    (replay,) = replays
+    replay = pool.await_process("fastagi-pool: replay").pid
 
     def statuses(*scripts: str) -> list[AgiStatus]:
         return [pool.call(script).status for script in scripts]

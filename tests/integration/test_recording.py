@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from service import COMMAND, PoolService
+from service import COMMAND, PoolService, sleeps
 
 from fastagi_pool.recording import ORDER_SUFFIX, Transcript, read_transcripts
 from fastagi_pool.testing import AgiStatus, Behaviour, Caller, CallResult, play_call
@@ -108,11 +108,6 @@ def replay(pool: PoolService) -> subprocess.CompletedProcess[str]:
 def orders(pool: PoolService) -> list[str]:
     """Name the files of orders."""
     return sorted(path.name for path in (pool.folder / "run/recordings").glob("*"))
-
-
-def sleeps(pid: int) -> bool:
-    """Whether a process waits for something. Source: proc(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def test_calls_are_whole(pool: PoolService) -> None:

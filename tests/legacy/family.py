@@ -9,23 +9,16 @@ from service import PoolService, Process, pids
 
 def launchers(pool: PoolService, generation: int = 0) -> list[Process]:
     """Return the launchers: all, or those of one generation."""
-    wanted = f"launcher (gen {generation})" if generation else "launcher (gen "
-    return [process for process in pool.processes() if wanted in process.title]
+    return [process for process in pool.processes() if _title(generation) in process.title]
 
 
 def launcher_of(pool: PoolService, generation: int = 0) -> Process:
-    """Return the only launcher of all, or of one generation, once there is one.
+    """Return the only launcher of all, or of one generation, once there is one."""
+    return pool.await_process(_title(generation))
 
-    Whoever it has just forked has its title too, until it executes its program.
-    """
-    found: list[Process] = []
 
-    def is_alone() -> bool:
-        found[:] = launchers(pool, generation)
-        return len(found) == 1
-
-    pool.await_that(is_alone, "has one launcher")
-    return found[0]
+def _title(generation: int) -> str:
+    return f"launcher (gen {generation})" if generation else "launcher (gen "
 
 
 def zygotes(pool: PoolService, file: str) -> list[Process]:

@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 from integration.conftest import Pools
 from integration.opencall import OpenCall
-from service import PoolService, pids
+from service import PoolService, pids, sleeps
 
 from fastagi_pool.testing import AgiStatus, CallResult, environment
 
@@ -109,16 +109,11 @@ class _Held(OpenCall):
         self.pid = int(self.command().rpartition(" ")[2])
         # A signal between a script's last look and its read is handled when that returns, so never here: that
         # is how signals work in Python, Perl and shells, whoever sends them.
-        pool.await_that(lambda: _sleeps(self.pid), "has the script wait for its reply")
+        pool.await_that(lambda: sleeps(self.pid), "has the script wait for its reply")
 
     def hang_up(self) -> None:
         """Let the caller hang up while the script's command runs."""
         self.send(b"200 result=-1\nHANGUP\n")
-
-
-def _sleeps(pid: int) -> bool:
-    """Whether a process waits for something. Source: proc(5)."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "S"
 
 
 def _served(pool: PoolService, script: str, note: Path) -> AgiStatus:
